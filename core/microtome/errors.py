@@ -1,0 +1,71 @@
+"""Every error that microtome raises on purpose, in one tree.
+
+Each class is also the builtin that a caller would catch. A message is one or two sentences:
+what is wrong, where, what is available, what to do. The command line prints it as it is.
+"""
+
+from __future__ import annotations
+
+
+class MicrotomeError(Exception):
+    """Root of the tree: catch it to catch everything that microtome raises on purpose."""
+
+
+class ConfigError(MicrotomeError, ValueError):
+    """A command line, configuration or argument that does not describe a run."""
+
+
+class InputError(MicrotomeError, ValueError):
+    """Slides, manifests or other input files that cannot be made sense of."""
+
+
+class PluginError(MicrotomeError):
+    """Something is wrong with a plugin or with the way it is registered."""
+
+
+class UnknownPluginError(PluginError, LookupError):
+    """No plugin of that kind has that name."""
+
+
+class PluginClashError(PluginError, ValueError):
+    """Two distributions register one name of one kind."""
+
+
+class MissingDependencyError(PluginError, ImportError):
+    """A plugin needs a library that is not installed; the message ends in the pip command."""
+
+
+class SlideError(MicrotomeError):
+    """One slide cannot be processed. The other slides go on."""
+
+
+class SlideOpenError(SlideError, OSError):
+    """A slide cannot be opened by any reader, or by the one that was asked for."""
+
+
+class SlideReadError(SlideError, OSError):
+    """A slide is open but some of its pixels cannot be decoded."""
+
+
+class ResolutionError(SlideError, ValueError):
+    """A slide's mpp or magnification is missing, implausible or contradictory."""
+
+
+class GeometryError(SlideError, ValueError):
+    """Tiles that a slide cannot give: a target finer than level 0, a size below one pixel."""
+
+
+class TissueError(SlideError, ValueError):
+    """A segmenter cannot say anything honest about a slide, or a mask does not fit it."""
+
+
+class EncoderError(MicrotomeError, RuntimeError):
+    """An encoder cannot be loaded, or its output is not what its card says."""
+
+
+class StoreError(MicrotomeError, OSError):
+    """An output cannot be read or written."""
+
+
+class IdentityError(StoreError, ValueError):
+    """An existing output was made by another configuration; the message names the difference."""

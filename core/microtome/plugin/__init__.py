@@ -1,0 +1,31 @@
+"""The plugin contract: hooks, specs, protocols and the registry. Cheap to import."""
+
+from microtome.plugin.hookspecs import hookimpl
+from microtome.plugin.specs import (
+    EncoderCard,
+    EncoderSpec,
+    NoConfig,
+    PluginSpec,
+    ReaderSpec,
+    SegmenterSpec,
+    TilerSpec,
+    Transform,
+    WriterSpec,
+    option,
+    runtime,
+)
+
+__all__ = [
+    "EncoderCard",
+    "EncoderSpec",
+    "NoConfig",
+    "PluginSpec",
+    "ReaderSpec",
+    "SegmenterSpec",
+    "TilerSpec",
+    "Transform",
+    "WriterSpec",
+    "hookimpl",
+    "option",
+    "runtime",
+]

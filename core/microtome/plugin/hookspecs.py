@@ -1,0 +1,204 @@
+"""The hooks. A package implements those it has something for, in a module that is cheap to import.
+
+Register the module in ``pyproject.toml``::
+
+    [project.entry-points.microtome]
+    acme = "microtome_acme"
+
+and implement hooks in it with `hookimpl`; the code that a spec names is imported when chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from microtome.plugin.specs import EncoderSpec, ReaderSpec, SegmenterSpec, TilerSpec, WriterSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROJECT = "microtome"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def microtome_readers() -> Iterable[ReaderSpec]:
+    """Register slide readers.
+
+    Example::
+
+        from microtome.plugin import ReaderSpec, hookimpl
+
+        @hookimpl
+        def microtome_readers():
+            yield ReaderSpec(
+                name="acme",
+                target="microtome_acme.reader:AcmeReader",
+                summary="Acme scanners' own format",
+                extensions=(".acme",),
+            )
+
+    Returns:
+        The specs of the readers, each naming a callable ``(path, config) -> Reader``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_segmenters() -> Iterable[SegmenterSpec]:
+    """Register tissue segmenters.
+
+    Example::
+
+        from microtome.plugin import SegmenterSpec, hookimpl
+
+        @hookimpl
+        def microtome_segmenters():
+            yield SegmenterSpec(
+                name="acme",
+                target="microtome_acme.tissue:AcmeSegmenter",
+                summary="Everything darker than paper",
+                input_mpp=10.0,
+                max_px=2048,
+            )
+
+    Returns:
+        The specs of the segmenters, each naming a callable ``(config) -> Segmenter``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_tilers() -> Iterable[TilerSpec]:
+    """Register tilers.
+
+    Example::
+
+        from microtome.plugin import TilerSpec, hookimpl
+
+        @hookimpl
+        def microtome_tilers():
+            yield TilerSpec(
+                name="acme",
+                target="microtome_acme.tiles:AcmeTiler",
+                summary="One tile in the middle of the tissue",
+            )
+
+    Returns:
+        The specs of the tilers, each naming a callable ``(config) -> Tiler``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_encoders() -> Iterable[EncoderSpec]:
+    """Register patch encoders.
+
+    Example::
+
+        from microtome.plugin import EncoderCard, EncoderSpec, hookimpl
+
+        @hookimpl
+        def microtome_encoders():
+            yield EncoderSpec(
+                name="acme",
+                target="microtome_acme.model:AcmeEncoder",
+                summary="Mean colour, the simplest encoder there is",
+                card=EncoderCard(dim=3),
+            )
+
+    Returns:
+        The specs of the encoders, each naming a callable ``(config) -> Encoder``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_writers() -> Iterable[WriterSpec]:
+    """Register writers.
+
+    Example::
+
+        from microtome.plugin import WriterSpec, hookimpl
+
+        @hookimpl
+        def microtome_writers():
+            yield WriterSpec(
+                name="acme",
+                target="microtome_acme.store:AcmeWriter",
+                summary="One npz a slide",
+                consumes="features",
+                suffix=".npz",
+                layout="file",
+            )
+
+    Returns:
+        The specs of the writers, each naming a callable ``(config) -> StoreWriter`` or
+        ``(config) -> TileWriter``, as its ``consumes`` says.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_run_started(run: Mapping[str, Any]) -> None:
+    """Observe that a run starts. Called in the driving process only; raising drops the observer.
+
+    Example::
+
+        from microtome.plugin import hookimpl
+
+        @hookimpl
+        def microtome_run_started(run):
+            print("slides:", run["slides"])
+
+    Args:
+        run: The run record as it stands: resolved configuration, versions, number of slides.
+
+    Returns:
+        Nothing.
+    """
+
+
+@hookspec
+def microtome_slide_finished(status: Mapping[str, Any]) -> None:
+    """Observe that a slide is done, empty, reused or failed. Raising drops the observer.
+
+    Example::
+
+        from microtome.plugin import hookimpl
+
+        @hookimpl
+        def microtome_slide_finished(status):
+            print(status["slide_id"], status["state"])
+
+    Args:
+        status: The slide's status record.
+
+    Returns:
+        Nothing.
+    """
+
+
+@hookspec
+def microtome_run_finished(run: Mapping[str, Any]) -> None:
+    """Observe that a run is over. Raising drops the observer.
+
+    Example::
+
+        from microtome.plugin import hookimpl
+
+        @hookimpl
+        def microtome_run_finished(run):
+            print("exit code", run["exit_code"])
+
+    Args:
+        run: The run record: counts of slides by state, seconds, exit code.
+
+    Returns:
+        Nothing.
+    """

@@ -1,0 +1,215 @@
+"""What the code behind a spec must be able to do: duck-typed, no base class to inherit.
+
+Pixels are uint8 RGB in NHWC order. Points are ``(x, y)`` at level 0, the top left corner;
+sizes are ``(width, height)`` at the level they are read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from microtome.plugin.specs import EncoderCard
+    from microtome.slide.batch import TileBatch
+    from microtome.slide.types import SlideInfo, SlideRef, SlideView, TileGrid, TissueMask
+
+
+class Reader(Protocol):
+    """One open slide. Safe to read from several threads at once; picklable by its path.
+
+    ``__init__(path, config)`` raises `SlideOpenError` for a file it cannot open.
+    """
+
+    @property
+    def info(self) -> SlideInfo:
+        """What the file says of itself; ``info.properties`` holds its raw metadata."""
+
+    def read_tiles(
+        self,
+        level: int,
+        boxes: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+    ) -> None:
+        """Fill some rows of a buffer with regions of one level.
+
+        Args:
+            level: Index into ``info.levels``.
+            boxes: (n, 4) ``x, y, width, height``: x and y at level 0, sizes at ``level``. All
+                have the size of one row of ``out``. With ``level_x = round(x / downsample)``,
+                every box lies inside its level: the core never asks for more.
+            out: (m, height, width, info.channels) uint8, filled in place.
+            rows: (n,) which row of ``out`` each box goes to.
+
+        Raises:
+            SlideReadError: If any of the data cannot be decoded. Nothing is ever made up.
+        """
+
+    def close(self) -> None:
+        """Release the file. Reading afterwards is an error."""
+
+
+class Segmenter(Protocol):
+    """Finds tissue. One object serves a whole run."""
+
+    def segment(self, views: Sequence[SlideView]) -> list[TissueMask]:
+        """Tell tissue from glass, one mask for each view, in order.
+
+        Raises:
+            TissueError: If nothing honest can be said of a slide.
+        """
+
+    def sources(self, slide: SlideRef) -> tuple[Path, ...]:
+        """Name the files beside the slide that decide the mask, for its identity.
+
+        Optional: a segmenter without it depends on the slide and its configuration alone.
+        """
+
+
+class Tiler(Protocol):
+    """Places tiles: pure geometry, no pixel."""
+
+    def plan(self, info: SlideInfo, mask: TissueMask) -> TileGrid:
+        """Place tiles on a slide's tissue.
+
+        Raises:
+            GeometryError: If the slide cannot give such tiles.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderOutput:
+    """What an encoder makes of a batch.
+
+    Attributes:
+        embedding: (n, dim) floating point, one row a tile.
+        tokens: (n, height, width, dim) of a token grid, where the encoder has one.
+        attention: (n, heads, height, width) of the class token, where the encoder has it.
+    """
+
+    embedding: NDArray[np.floating[Any]]
+    tokens: NDArray[np.floating[Any]] | None = None
+    attention: NDArray[np.floating[Any]] | None = None
+
+
+class Encoder(Protocol):
+    """Turns tiles into vectors. Need not be torch. Making one must not load weights."""
+
+    @property
+    def card(self) -> EncoderCard:
+        """What is known of the model; complete before `load`."""
+
+    def load(self, device: str, precision: str) -> None:
+        """Load the weights.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: resolved, never ``"auto"``.
+            precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``: resolved, never ``"auto"``.
+
+        Raises:
+            EncoderError: If the weights cannot be had or do not fit.
+        """
+
+    def encode(self, batch: TileBatch) -> EncoderOutput:
+        """Encode a batch: ``batch.pixels``, or ``batch.tensor(transform, …)`` to share work."""
+
+    def weights(self) -> Mapping[str, str]:
+        """Say which weights these are, for the identity: a seed, a revision, a file's hash.
+
+        Optional: an encoder without it is what its name, version and configuration say.
+        """
+
+
+class FeatureSource(Protocol):
+    """A matrix of features that need not be in memory: (rows, dim)."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    def chunks(self, rows: int) -> Iterable[NDArray[np.floating[Any]]]:
+        """Give the matrix from the top, at most ``rows`` rows at a time."""
+
+
+class StoredSlide(Protocol):
+    """A finished slide, open for reading. A context manager."""
+
+    coords: NDArray[np.int32]
+    """(n, 5) ``x, y, read_w, read_h, level``."""
+
+    attributes: Mapping[str, Any]
+    columns: Mapping[str, NDArray[Any]]
+    """Per-tile columns beside the coordinates, ``tissue_fraction`` for one: (n,) each."""
+
+    def feature_names(self) -> list[str]:
+        """List the feature sets."""
+
+    def feature_shape(self, name: str) -> tuple[int, int]:
+        """Give a feature set's ``(n, dim)`` without reading it."""
+
+    def features(self, name: str, rows: slice = ...) -> NDArray[np.floating[Any]]:
+        """Read a feature set, or some of its rows."""
+
+    def feature_attributes(self, name: str) -> Mapping[str, Any]:
+        """Read a feature set's attributes: its encoder's card, identity and provenance."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> StoredSlide:
+        """Enter a ``with`` block."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Close on leaving a ``with`` block."""
+
+
+class StoreWriter(Protocol):
+    """Writes coordinates and features. Never learns the final name, so it need not be atomic.
+
+    A writer of ``layout="directory"`` keeps every feature set in ``<path>/features/<name>``,
+    whole and by itself: the store publishes a later one by renaming that folder in.
+    """
+
+    def create(
+        self,
+        path: Path,
+        coords: NDArray[np.int32],
+        columns: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Write a new slide without features at a path that does not exist yet."""
+
+    def add_features(
+        self, path: Path, name: str, source: FeatureSource, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add a feature set to a slide that this writer created."""
+
+    def open_stored(self, path: Path) -> StoredSlide:
+        """Open a finished slide.
+
+        Raises:
+            StoreError: If it is not a slide of this store.
+        """
+
+
+class TileSink(Protocol):
+    """Takes the tiles of one slide."""
+
+    def write(self, coords: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
+        """Write tiles: coords (n, 5), pixels (n, h, w, 3). Called from one thread."""
+
+    def close(self) -> None:
+        """Finish. Everything is on disk afterwards; the store then publishes the path."""
+
+
+class TileWriter(Protocol):
+    """Writes tile images. Never learns the final name."""
+
+    def open(self, path: Path, slide_id: str, attributes: Mapping[str, Any]) -> TileSink:
+        """Begin one slide at a path that does not exist yet."""

@@ -1,0 +1,258 @@
+"""Finds plugins, lists them without importing their code, and makes them when chosen.
+
+The only file that imports by string.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import pluggy
+
+from microtome.errors import (
+    MissingDependencyError,
+    PluginClashError,
+    PluginError,
+    UnknownPluginError,
+)
+from microtome.plugin import hookspecs
+from microtome.plugin.specs import SPECS, EncoderSpec, PluginSpec
+
+GROUP = "microtome"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A spec and the distribution that it came from."""
+
+    spec: PluginSpec
+    distribution: str
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of required modules that are not installed."""
+        return tuple(name for name in self.spec.requires if not _installed(name))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded, and why."""
+
+    name: str
+    distribution: str
+    reason: str
+
+
+class Registry:
+    """Every plugin that is installed, by kind and name.
+
+    Attributes:
+        broken: What could not be loaded.
+    """
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self.broken: list[Broken] = []
+        self._entries: dict[str, dict[str, Registered]] = {kind: {} for kind in SPECS}
+
+    def add(self, module: object, name: str, distribution: str) -> None:
+        """Register a module with hook implementations.
+
+        A module whose hooks raise, give something that is no spec, or name a hook that does not
+        exist is recorded as broken and leaves the rest alone.
+
+        Args:
+            module: Anything with `hookimpl` functions.
+            name: The entry point's name.
+            distribution: The distribution that brings it.
+
+        Raises:
+            PluginClashError: If one of its specs takes a name that another distribution has.
+        """
+        plugin_name = f"{distribution}:{name}"
+        try:
+            self.manager.register(module, plugin_name)
+            self.manager.check_pending()
+            found = list(self._specs_of(plugin_name))
+        except Exception as error:  # noqa: BLE001 - a stranger's hook may raise anything
+            if self.manager.has_plugin(plugin_name):
+                self.manager.unregister(name=plugin_name)
+            self.broken.append(Broken(name, distribution, _reason(error)))
+            return
+        for spec in found:
+            self._enter(spec, distribution)
+
+    def _specs_of(self, plugin_name: str) -> Iterator[PluginSpec]:
+        others = [p for n, p in self.manager.list_name_plugin() if n != plugin_name]
+        for kind, spec_type in SPECS.items():
+            caller = self.manager.subset_hook_caller(f"microtome_{kind}s", others)
+            for spec in (spec for result in caller() for spec in result):
+                _check(spec, spec_type)
+                yield spec
+
+    def _enter(self, spec: PluginSpec, distribution: str) -> None:
+        entries = self._entries[spec.kind]
+        if spec.name in entries:
+            first = entries[spec.name].distribution
+            raise PluginClashError(
+                f"Both {first} and {distribution} register the {spec.kind} {spec.name!r}. "
+                f"Uninstall one of them, or name those to load: MICROTOME_PLUGINS={first}"
+            )
+        entries[spec.name] = Registered(spec, distribution)
+
+    def names(self, kind: str) -> list[str]:
+        """List the names of a kind, sorted."""
+        return sorted(self._entries[kind])
+
+    def entries(self, kind: str) -> list[Registered]:
+        """List what is registered of a kind, sorted by name."""
+        return [self._entries[kind][name] for name in self.names(kind)]
+
+    def find(self, kind: str, name: str) -> Registered:
+        """Look up a plugin, whatever the case of its name.
+
+        Raises:
+            UnknownPluginError: If there is none; says what is available.
+        """
+        entry = self._entries[kind].get(name.lower())
+        if entry is None:
+            raise UnknownPluginError(unknown(kind, name, self.names(kind)))
+        return entry
+
+    def load(self, kind: str, name: str) -> Callable[..., Any]:
+        """Import a plugin's code.
+
+        Raises:
+            UnknownPluginError: If there is no such plugin.
+            MissingDependencyError: If a library that it needs is not installed.
+            PluginError: If its code cannot be imported.
+        """
+        entry = self.find(kind, name)
+        if entry.missing:
+            raise MissingDependencyError(
+                f"The {kind} {entry.spec.name!r} needs {' and '.join(entry.missing)}, which "
+                f"{'is' if len(entry.missing) == 1 else 'are'} not installed. "
+                f"Install with: {entry.spec.install or 'pip install ' + ' '.join(entry.missing)}"
+            )
+        try:
+            target: Callable[..., Any] = _resolve(entry.spec.target)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(
+                f"The {kind} {entry.spec.name!r} of {entry.distribution} cannot be loaded from "
+                f"{entry.spec.target!r}: {error}"
+            ) from error
+        return target
+
+    def create(self, kind: str, name: str, config: object | None = None) -> Any:
+        """Make a segmenter, tiler, encoder or writer.
+
+        Args:
+            kind: The kind of plugin.
+            name: Its name.
+            config: An instance of its ``config`` class; its defaults if None.
+        """
+        spec = self.find(kind, name).spec
+        fixed = spec.fixed if isinstance(spec, EncoderSpec) else {}
+        return self.load(kind, name)(configure(spec) if config is None else config, **fixed)
+
+
+def configure(spec: PluginSpec, **options: Any) -> Any:
+    """Make a plugin's configuration from keyword options, refusing those it does not have."""
+    known = [f.name for f in fields(spec.config)]
+    for name in options:
+        if name not in known:
+            raise PluginError(unknown(f"option of {spec.kind} {spec.name}", name, known))
+    return spec.config(**options)
+
+
+def unknown(what: str, name: str, available: Iterable[str]) -> str:
+    """Phrase the error for a name that does not exist, with a near one if there is one."""
+    available = list(available)
+    near = difflib.get_close_matches(name.lower(), available, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"There is no {what} named {name!r}.{hint} Available: {', '.join(available) or 'none'}."
+
+
+@cache
+def get_registry() -> Registry:
+    """Load every installed plugin, once a process.
+
+    ``MICROTOME_PLUGINS=a,b`` restricts loading to distributions ``a`` and ``b``, and microtome's
+    own rooms.
+
+    Raises:
+        PluginClashError: If two distributions register one name of one kind.
+    """
+    registry = Registry()
+    allowed = os.environ.get("MICROTOME_PLUGINS")
+    only = {_canonical(name) for name in allowed.split(",")} if allowed is not None else None
+    for point in _entry_points():
+        distribution = point.dist.name if point.dist else "unknown"
+        if only is not None and _canonical(distribution) not in only | {GROUP}:
+            continue
+        try:
+            module = point.load()
+        except Exception as error:  # noqa: BLE001 - a stranger's module may raise anything
+            registry.broken.append(Broken(point.name, distribution, _reason(error)))
+            continue
+        registry.add(module, point.name, distribution)
+    return registry
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    points = {
+        (p.dist.name if p.dist else "", p.name, p.value): p
+        for p in importlib.metadata.entry_points(group=GROUP)
+    }
+    # Our own first, so that a clash is told of the newcomer.
+    return [points[key] for key in sorted(points, key=lambda k: (k[0] != GROUP, *k))]
+
+
+def _check(spec: object, spec_type: type[PluginSpec]) -> None:
+    if not isinstance(spec, spec_type):
+        raise TypeError(
+            f"microtome_{spec_type.kind}s gave {spec!r}, which is no {spec_type.__name__}"
+        )
+    if not _NAME.fullmatch(spec.name):
+        raise ValueError(
+            f"the name {spec.name!r} is not lower case letters, digits and underscores"
+        )
+    if spec.target.count(":") != 1:
+        raise ValueError(
+            f"the target {spec.target!r} of {spec.name!r} is not 'package.module:Name'"
+        )
+    if not is_dataclass(spec.config):
+        raise TypeError(f"the config of {spec.name!r} is no dataclass")
+    if getattr(spec.config, "__dataclass_params__").frozen:  # noqa: B009
+        raise TypeError(f"the config of {spec.name!r} is frozen, which makes every override fail")
+
+
+def _resolve(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

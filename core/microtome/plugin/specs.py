@@ -1,0 +1,230 @@
+"""What a plugin says of itself: frozen values that are cheap to make and to list.
+
+A spec never holds code. It names its code as a string, ``"package.module:Name"``, which the
+registry imports when the plugin is chosen, so listing 200 plugins imports no heavy library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+RUNTIME = "microtome.runtime"
+
+
+def runtime(default: Any, *, help: str = "") -> Any:
+    """Declare a configuration field that does not change results.
+
+    Such a field (a batch size, a device, a number of workers) is left out of identities, so
+    changing it does not make finished work stale.
+
+    Args:
+        default: The field's default: an immutable value.
+        help: One sentence for the documentation.
+    """
+    return field(default=default, metadata={RUNTIME: True, "help": help})
+
+
+def option(default: Any, *, help: str) -> Any:
+    """Declare a configuration field that changes results, with a sentence of help.
+
+    Args:
+        default: The field's default: an immutable value, or a ``list`` (copied).
+        help: One sentence for the documentation.
+    """
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class NoConfig:
+    """The configuration of a plugin that has nothing to configure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpec:
+    """What every kind of plugin says of itself.
+
+    Attributes:
+        name: The name in configurations: lower case, ``[a-z0-9_]+``, unique in its kind.
+        target: Where the code is, ``"package.module:Name"``.
+        summary: One line for listings.
+        config: A plain, non-frozen dataclass with the plugin's options and their defaults.
+            Types must be ones that OmegaConf knows (``int``, ``float | None``, ``list[str]``,
+            an ``Enum``), imported at run time. Mark fields that change no result with
+            `runtime`.
+        requires: Names of modules that the code imports, checked without importing them.
+        install: The command that installs them, shown when one is missing.
+        output_version: Raised only when the plugin's results change; part of every identity.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    target: str
+    summary: str
+    config: type = NoConfig
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    output_version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSpec(PluginSpec):
+    """A slide reader. Its target is called as ``target(path, config)`` and gives a `Reader`.
+
+    Attributes:
+        extensions: Lower-case suffixes with the dot (``".svs"``) that the reader may open.
+        priority: Order in which ``reader=auto`` tries readers for one extension, highest first.
+        exact: Whether pixels are those of the file's codec as OpenSlide gives them. A reader
+            that is not exact is part of every identity downstream.
+    """
+
+    kind: ClassVar[str] = "reader"
+
+    extensions: tuple[str, ...]
+    priority: int = 0
+    exact: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSpec(PluginSpec):
+    """A tissue segmenter. Its target is called as ``target(config)`` and gives a `Segmenter`.
+
+    Attributes:
+        input_mpp: The resolution of the image it wants, in µm per pixel.
+        max_px: The longest side of that image in pixels; the image is coarser than
+            ``input_mpp`` when the slide is larger. 0 for a segmenter that looks at no image.
+        batch: How many slides one call may hold.
+    """
+
+    kind: ClassVar[str] = "segmenter"
+
+    input_mpp: float = 8.0
+    max_px: int = 4096
+    batch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilerSpec(PluginSpec):
+    """A tiler. Its target is called as ``target(config)`` and gives a `Tiler`.
+
+    A tiler that follows the run's target resolution has the fields ``size``, ``magnification``
+    and ``mpp`` in its configuration, as the built-in grid has: the run fills them from the
+    encoders' cards when the user gives none.
+    """
+
+    kind: ClassVar[str] = "tiler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """How a tile becomes an encoder's input, as data.
+
+    Geometry first (on uint8, as Pillow does it), then ``(pixel / 255 - mean) / std``.
+
+    Attributes:
+        resize: Target size in pixels, or None to leave the tile as it is.
+        resize_mode: ``"shortest_edge"`` keeps the aspect ratio, ``"exact"`` gives a square.
+        crop: Side of the central crop in pixels, or None.
+        interpolation: Pillow's filter: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``,
+            ``"nearest"`` or ``"box"``; always antialiased.
+        mean: Per channel, of values in 0..1.
+        std: Per channel, of values in 0..1.
+    """
+
+    resize: int | None = 224
+    resize_mode: str = "shortest_edge"
+    crop: int | None = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderCard:
+    """What is known of an encoder: written next to its features.
+
+    Attributes:
+        dim: Columns of the embedding.
+        input_size: Side of the model's input in pixels, or None where any size will do.
+        transform: The model's own preprocessing, or None for an encoder that takes raw pixels.
+        pooling: How tokens or maps become one vector, in words.
+        precision: The precision that the model's card asks for on a GPU: ``"fp32"``, ``"fp16"``
+            or ``"bf16"``.
+        patch_size: Recommended tile side in pixels at ``mpp``.
+        mpp: Recommended resolution in µm per pixel.
+        magnification: The nominal magnification that goes with ``mpp``.
+        hub_id: Where the weights live.
+        revision: The pinned revision of the weights, or None where not pinned.
+        licence: Of the weights.
+        commercial: Whether the licence admits commercial use; None where not known.
+        gated: Whether access must be asked for.
+        params: Number of parameters, or None.
+        paper: DOI, arXiv number or address.
+    """
+
+    dim: int
+    input_size: int | None = None
+    transform: Transform | None = None
+    pooling: str = ""
+    precision: str = "fp32"
+    patch_size: int | None = None
+    mpp: float | None = None
+    magnification: float | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str = ""
+    commercial: bool | None = None
+    gated: bool = False
+    params: int | None = None
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(PluginSpec):
+    """A patch encoder. Its target is called as ``target(config)`` and gives an `Encoder`.
+
+    Every encoder also has the common options ``device``, ``precision`` and ``batch_size``,
+    which the run owns; they are not in ``config``.
+
+    Attributes:
+        card: What is known without loading anything; None where the configuration decides
+            (any model by name).
+        fixed: Keyword arguments that the target also gets, ``target(config, **fixed)``: what a
+            row of a catalogue says and a user does not choose.
+    """
+
+    kind: ClassVar[str] = "encoder"
+
+    card: EncoderCard | None = None
+    fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterSpec(PluginSpec):
+    """A writer. Its target is called as ``target(config)``.
+
+    Attributes:
+        consumes: ``"features"`` for a store of coordinates and features (`StoreWriter`),
+            ``"pixels"`` for tile images (`TileWriter`).
+        suffix: Of the final name, with the dot; empty for a plain folder.
+        layout: ``"file"`` or ``"directory"``: decides how the store publishes it.
+        folder: The folder under the tiling's root that holds its outputs, one a slide.
+    """
+
+    kind: ClassVar[str] = "writer"
+
+    consumes: str
+    suffix: str
+    layout: str
+    folder: str = "patches"
+
+
+SPECS: Mapping[str, type[PluginSpec]] = MappingProxyType(
+    {spec.kind: spec for spec in (ReaderSpec, SegmenterSpec, TilerSpec, EncoderSpec, WriterSpec)}
+)
+"""The kinds of plugin, in the order of the pipeline."""

@@ -1,0 +1,1 @@
+"""A run: one slide through the pipeline, many slides through a run."""

@@ -1,0 +1,148 @@
+"""What a run is asked to do, as one frozen value.
+
+The command line composes it with Hydra, the Python API makes it directly. Nothing from here on
+knows of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+TASKS = ("process", "coords", "tissue")
+"""What a run can end with: features, coordinates, or the tissue mask."""
+
+OVERLAYS = ("grid", "mask", "contours")
+"""The overlays that ``visualize`` can name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A plugin that was chosen, with its configuration.
+
+    Attributes:
+        plugin: The plugin's name.
+        key: The node's name in the configuration: a feature set's name for an encoder.
+        config: An instance of the spec's ``config`` class; its defaults if None.
+    """
+
+    plugin: str
+    key: str = ""
+    config: Any = None
+
+    @property
+    def name(self) -> str:
+        """The key, or the plugin's name where there is none."""
+        return self.key or self.plugin
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice(Choice):
+    """An encoder that was chosen, with the options that the run owns.
+
+    Attributes:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        precision: ``"auto"`` (the card's on a GPU, fp32 on a CPU), ``"fp32"``, ``"fp16"`` or
+            ``"bf16"``.
+        batch_size: Tiles that the encoder is given at once.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueSettings:
+    """How a segmenter's mask is cleaned, whichever segmenter it was.
+
+    Attributes:
+        min_region_um2: Regions smaller than this are dropped, in µm².
+        min_region_fraction: Regions smaller than this share of the mask are dropped.
+        min_hole_um2: Holes smaller than this are filled, in µm².
+        min_hole_fraction: Holes smaller than this share of the mask are filled.
+    """
+
+    min_region_um2: float = 0.0
+    min_region_fraction: float = 0.0
+    min_hole_um2: float = 0.0
+    min_hole_fraction: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """The content filter: drops white and black tiles by their pixels. Off by default.
+
+    Attributes:
+        enabled: Whether tiles are looked at before they are kept.
+        white_saturation_below: HSV saturation (0..255) below which a bright pixel is white.
+        white_value_from: HSV value (0..255) from which an unsaturated pixel is white.
+        white_drop_from: Share of white pixels from which a tile is dropped.
+        black_gray_below: Grey value (0..255) below which a pixel is black.
+        black_drop_from: Share of black pixels from which a tile is dropped.
+    """
+
+    enabled: bool = False
+    white_saturation_below: int = 15
+    white_value_from: int = 200
+    white_drop_from: float = 0.7
+    black_gray_below: int = 50
+    black_drop_from: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run needs to know.
+
+    Attributes:
+        slides: Files, folders, glob patterns or CSV manifests, taken literally where they exist.
+        output: The output folder.
+        run_dir: This run's own folder for its record, below ``<output>/runs``.
+        task: One of `TASKS`.
+        recursive: Whether folders are searched to any depth.
+        formats: ``"wsi"`` or ``"all"``, which adds plain images found in folders.
+        slide_id: ``"stem"`` or ``"relpath"``: how a slide's outputs are named.
+        mpp: Level-0 µm per pixel for every slide; wins over the files.
+        mpp_csv: A CSV with ``wsi,mpp``, which wins over the files.
+        tiling: The folder of this tiling below the output; ``"auto"`` names it by its geometry.
+        reader: The reader, or ``auto``.
+        segmenter: The segmenter.
+        tissue: How its mask is cleaned.
+        tiler: The tiler.
+        filter: The content filter.
+        encoders: Any number of encoders.
+        writers: Any number of writers.
+        feature_dtype: ``"float32"`` or ``"float16"``: of the stored features.
+        visualize: Any of `OVERLAYS`.
+        force: Whether finished work is done again.
+        batch_size: Tiles read at once.
+        threads: CPU threads for the whole run; None for what the machine gives.
+        resolved: The composed configuration as plain values, for the run record.
+    """
+
+    slides: tuple[str, ...]
+    output: Path
+    run_dir: Path | None = None
+    task: str = "process"
+    recursive: bool = False
+    formats: str = "wsi"
+    slide_id: str = "stem"
+    mpp: float | None = None
+    mpp_csv: Path | None = None
+    tiling: str = ""
+    reader: Choice = Choice(plugin="auto")
+    segmenter: Choice = Choice(plugin="classic")
+    tissue: TissueSettings = TissueSettings()
+    tiler: Choice = Choice(plugin="grid")
+    filter: FilterSettings = FilterSettings()
+    encoders: tuple[EncoderChoice, ...] = (EncoderChoice(plugin="handcrafted"),)
+    writers: tuple[Choice, ...] = (Choice(plugin="hdf5"),)
+    feature_dtype: str = "float32"
+    visualize: tuple[str, ...] = ()
+    force: bool = False
+    batch_size: int = 32
+    threads: int | None = None
+    resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,1 @@
+"""Slides, masks and tiles: values and pure functions on them."""
