@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -166,14 +167,52 @@ class Registry:
         fixed = spec.fixed if isinstance(spec, EncoderSpec) else {}
         return self.load(kind, name)(configure(spec) if config is None else config, **fixed)
 
+    def notify(self, hook: str, **what: Any) -> list[str]:
+        """Call an observer hook, plugin by plugin; one that raises is dropped.
+
+        Args:
+            hook: The hook's name.
+            **what: Its arguments.
+
+        Returns:
+            A sentence for each observer that was dropped.
+        """
+        complaints = []
+        for implementation in list(getattr(self.manager.hook, hook).get_hookimpls()):
+            try:
+                implementation.function(**{name: what[name] for name in implementation.argnames})
+            except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
+                name = implementation.plugin_name
+                self.manager.unregister(name=name)
+                complaints.append(f"the observer {name} was dropped: {_reason(error)}")
+        return complaints
+
 
 def configure(spec: PluginSpec, **options: Any) -> Any:
-    """Make a plugin's configuration from keyword options, refusing those it does not have."""
+    """Make a plugin's configuration from keyword options.
+
+    An option that is an ``Enum`` also takes the member's value or name as text.
+
+    Raises:
+        PluginError: If the plugin has no such option, or an ``Enum`` no such member.
+    """
+    defaults = spec.config()
     known = [f.name for f in fields(spec.config)]
-    for name in options:
+    for name, value in options.items():
         if name not in known:
             raise PluginError(unknown(f"option of {spec.kind} {spec.name}", name, known))
+        default = getattr(defaults, name)
+        if isinstance(default, Enum) and not isinstance(value, Enum):
+            options[name] = _member(type(default), value, f"{spec.kind}.{spec.name}.{name}")
     return spec.config(**options)
+
+
+def _member(enum: type[Enum], value: object, where: str) -> Enum:
+    for member in enum:
+        if value in (member.value, member.name):
+            return member
+    choices = ", ".join(str(member.value) for member in enum)
+    raise PluginError(f"{where}={value} is not one of {choices}.")
 
 
 def unknown(what: str, name: str, available: Iterable[str]) -> str:

@@ -1,1 +1,87 @@
-"""Slides, masks and tiles: values and pure functions on them."""
+"""Slides, masks and tiles: values and pure functions on them, and the grid tiler.
+
+The configuration of the grid lives here because this module is what the entry point names: it
+is imported by every listing, so it brings neither numpy nor any code that tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from microtome.plugin import TilerSpec, hookimpl, option, runtime
+
+
+class TissueRule(Enum):
+    """How a tile is judged by the tissue mask."""
+
+    fraction = "fraction"
+    four_point = "four_point"
+
+
+class Edge(Enum):
+    """What becomes of tiles that overhang the slide's right and bottom edges."""
+
+    drop = "drop"
+    pad = "pad"
+
+
+class Resample(Enum):
+    """How a region is brought to the tile's size; the values are the recipes' names in files."""
+
+    bilinear = "pil-bilinear"
+    area = "area"
+
+
+@dataclass
+class GridConfig:
+    """Options of the grid tiler.
+
+    ``magnification`` and ``mpp`` exclude each other. The default of ``min_tissue`` treats a
+    straight tissue edge along a tile's side as the field's four-point rule does.
+    """
+
+    name: str = runtime(
+        "", help="Folder of this tiling below the output; auto names it by its geometry."
+    )
+    size: int | None = option(
+        None, help="Tile side in pixels at the target; the encoders' cards say, else 256."
+    )
+    step: int | None = option(
+        None, help="Stride in pixels at the target; the size if not given, smaller to overlap."
+    )
+    magnification: float | None = option(
+        None, help="Nominal target, 20 for 20x; the encoders' cards say, else 20."
+    )
+    mpp: float | None = option(None, help="Physical target in µm per pixel, instead.")
+    min_tissue: float = option(
+        0.25, help="Least share of a tile's area that is tissue, 0..1, for rule=fraction."
+    )
+    rule: TissueRule = option(
+        TissueRule.fraction,
+        help="fraction keeps tiles with min_tissue, four_point those with one of four probes in.",
+    )
+    edge: Edge = option(
+        Edge.drop, help="drop leaves out tiles that overhang the slide, pad fills them up."
+    )
+    origin: list[int] = option(
+        [0, 0], help="Top left corner of the first tile, x and y in level-0 pixels."
+    )
+    max_upsample: float = option(
+        1.05, help="How much coarser than the target the level that is read may be."
+    )
+    resample: Resample = option(
+        Resample.bilinear, help="bilinear is Pillow's antialiased filter, area the exact mean."
+    )
+
+
+@hookimpl
+def microtome_tilers() -> Iterable[TilerSpec]:
+    """Register the grid tiler."""
+    yield TilerSpec(
+        name="grid",
+        target="microtome.slide.tiling:GridTiler",
+        summary="Square tiles on one lattice per slide, kept by the tissue under them",
+        config=GridConfig,
+    )

@@ -26,6 +26,7 @@ class SlideRef:
         path: The file that a reader opens.
         slide_id: The name of its outputs.
         mpp: Level-0 µm per pixel given by the user, which wins over the file.
+        mpp_source: How it was given: ``"override"``, ``"mpp_csv"`` or ``"manifest"``.
         mask_path: A tissue mask given by the user.
         companions: The slide's other files, where one slide is many (DICOM, MRXS, VMS).
         extra: Other columns of the manifest, as text.
@@ -34,6 +35,7 @@ class SlideRef:
     path: Path
     slide_id: str
     mpp: float | None = None
+    mpp_source: str = "override"
     mask_path: Path | None = None
     companions: tuple[Path, ...] = ()
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

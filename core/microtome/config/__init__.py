@@ -1,0 +1,1 @@
+"""Configuration and command line: the only place that knows Hydra and OmegaConf."""

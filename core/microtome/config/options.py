@@ -1,0 +1,158 @@
+"""The options of a run, as the command line knows them: names, types, defaults and help.
+
+Plain data, so that the help page and completion need no OmegaConf.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from typing import Any, get_args, get_type_hints
+
+from microtome.plugin import option
+from microtome.run.settings import FilterSettings, TissueSettings
+
+Task = Enum("Task", ["process", "coords", "tissue"])
+Formats = Enum("Formats", ["wsi", "all"])
+SlideId = Enum("SlideId", ["stem", "relpath"])
+FeatureDtype = Enum("FeatureDtype", ["float32", "float16"])
+Precision = Enum("Precision", ["auto", "fp32", "fp16", "bf16"])
+
+SINGLE = ("reader", "segmenter", "tiler")
+"""Kinds of which a run has one: the node is at ``<kind>``."""
+
+SEVERAL = ("encoder", "writer")
+"""Kinds of which a run has any number: the nodes are at ``<kind>.<key>``."""
+
+_PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest"}
+
+
+@dataclass
+class EncoderOptions:
+    """What the run owns of every encoder node."""
+
+    device: str = option("${device}", help="The run's `device`, or this encoder's own.")
+    precision: Precision = option("${precision}", help="The run's `precision`, or its own.")
+    batch_size: int = option("${batch_size}", help="The run's `batch_size`, or its own.")
+
+
+@dataclass
+class TilerOptions:
+    """What the run owns of every tiler node."""
+
+    name: str = option(
+        "",
+        help="The tiling's folder below the output; empty for none, `auto` to name it by its "
+        "geometry (`20x_256px_0px`).",
+    )
+
+
+@dataclass
+class RunOptions:
+    """The keys at the top of a configuration, beside the kinds of plugin."""
+
+    slides: list[str] = option(
+        [], help="Files, folders, glob patterns or CSV manifests: the words without a key."
+    )
+    output: str = option("???", help="The output folder.")
+    task: Task = option(
+        Task.process, help="Where the run ends: features, coordinates, or the tissue mask."
+    )
+    recursive: bool = option(False, help="Search folders to any depth.")
+    formats: Formats = option(
+        Formats.wsi, help="What a folder is searched for; `all` adds plain images."
+    )
+    slide_id: SlideId = option(
+        SlideId.stem, help="Name outputs by the file's stem or by its path below the folder."
+    )
+    mpp: float | None = option(
+        None, help="Level-0 µm per pixel of every slide; wins over what the files say."
+    )
+    mpp_csv: str | None = option(
+        None, help="A CSV with the columns `wsi,mpp`; wins over what the files say."
+    )
+    feature_dtype: FeatureDtype = option(
+        FeatureDtype.float32, help="How features are stored, whatever they were computed in."
+    )
+    visualize: Any = option(
+        [], help="Overlays to draw: `grid`, `mask`, `contours`, a list of these, or `all`."
+    )
+    force: bool = option(False, help="Do finished work again.")
+    batch_size: int = option(32, help="Tiles read at once, and encoded at once.")
+    threads: int | None = option(
+        None, help="CPU threads of the whole run; all that the machine gives by default."
+    )
+    device: str = option("auto", help="Where encoders run: `auto`, `cpu`, `cuda` or `cuda:1`.")
+    precision: Precision = option(
+        Precision.auto, help="What encoders compute in; `auto` is the card's, fp32 on a CPU."
+    )
+    tissue: TissueSettings = field(
+        default_factory=TissueSettings, metadata={"help": "How a tissue mask is cleaned."}
+    )
+    filter: FilterSettings = field(
+        default_factory=FilterSettings, metadata={"help": "The content filter of tiles."}
+    )
+
+
+def is_path_key(key: str) -> bool:
+    """Tell whether a key's value is a path, which is taken literally.
+
+    These are ``output``, and every key whose name's last word is one of ``weights``,
+    ``checkpoint``, ``path``, ``file``, ``folder``, ``dir``, ``csv`` and ``manifest``
+    (``mpp_csv``, ``encoder.resnet18.weights``, ``segmenter.folder``). ``slides`` is one as
+    well, but a list. Hydra's own keys are not.
+    """
+    if key.startswith("hydra"):
+        return False
+    return key == "output" or re.split(r"[._]", key)[-1] in _PATH_WORDS
+
+
+def default_of(spec: Field[Any]) -> Any:
+    """Give a dataclass field's default, or ``???`` where it has none."""
+    if spec.default_factory is not MISSING:
+        return spec.default_factory()
+    return "???" if spec.default is MISSING else spec.default
+
+
+def help_of(schema: type) -> dict[str, str]:
+    """Collect the help of a dataclass's fields, from their metadata or its docstring."""
+    documented = _attributes(schema.__doc__ or "")
+    return {f.name: f.metadata.get("help") or documented.get(f.name, "") for f in fields(schema)}
+
+
+def type_of(schema: type, name: str) -> str:
+    """Phrase a field's type for people: ``"int or null"``, ``"drop | pad"``."""
+    return phrase(get_type_hints(schema)[name])
+
+
+def phrase(hint: Any) -> str:
+    """Phrase a type for people."""
+    if hint is Any:
+        return "word or list"
+    if hint is type(None):
+        return "null"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return " | ".join(hint.__members__)
+    arguments = get_args(hint)
+    if arguments and getattr(hint, "__origin__", None) in (list, tuple):
+        return f"list of {phrase(arguments[0])}"
+    if arguments and getattr(hint, "__origin__", None) is dict:
+        return "mapping"
+    if arguments:
+        return " or ".join(phrase(argument) for argument in arguments)
+    return {"str": "text", "Path": "path"}.get(hint.__name__, hint.__name__)
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Read the ``Attributes:`` section of a Google docstring."""
+    _, _, section = docstring.partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        if start := re.match(r" {8}(\w+): (.+)", line):
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found

@@ -1,0 +1,141 @@
+"""What is written beside coordinates and features: geometry, identity, provenance."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from microtome._version import __version__
+from microtome.run.plan import PlannedEncoder, RunPlan
+from microtome.slide.opening import OpenedSlide
+from microtome.slide.types import TileGeometry
+from microtome.store.identity import Identity
+
+PASSPORT = "{stem}__x{X}_y{Y}_rw{RW}_rh{RH}_lv{LV}_mag{MAG}_tmag{TMAG}_total{TOTAL}"
+"""How readers of the established layout name a patch."""
+
+RESAMPLE_VERSION = 1
+"""Raised when the pixels that a recipe gives change."""
+
+LIBRARIES = ("numpy", "pillow", "openslide-python", "openslide-bin", "tifffile", "cucim", "torch")
+
+
+def slide_attributes(
+    slide: OpenedSlide, geometry: TileGeometry, identity: Identity, tiles: int
+) -> dict[str, Any]:
+    """Give the attributes of a stored slide.
+
+    The first block is what readers of the established layout rely on: one file a slide, sizes
+    in pixels, ``patch_size_level0`` an integer. The second says the same exactly.
+
+    Args:
+        slide: The open slide.
+        geometry: Of its tiles.
+        identity: Of its coordinates.
+        tiles: How many there are.
+    """
+    info, resolution = slide.info, slide.info.resolution
+    established = {
+        "patch_size": geometry.size,
+        "patch_size_level0": round(geometry.size_level0[0]),
+        "level0_magnification": resolution.magnification,
+        "target_magnification": _target_magnification(geometry),
+        "overlap": geometry.size - geometry.step,
+        "level0_width": info.width,
+        "level0_height": info.height,
+        "wsi_path": str(slide.ref.path),
+        "passport_format": PASSPORT,
+        "passport_version": 2,
+        "creation_date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_patches": tiles,
+        "filename": slide.ref.path.name,
+    }
+    present = {
+        "mpp": resolution.mpp,
+        "magnification": resolution.magnification,
+        "vendor": info.vendor,
+    }
+    exact = {
+        "slide_id": slide.ref.slide_id,
+        "patch_size_level0_exact": list(geometry.size_level0),
+        "step_level0_exact": list(geometry.pitch_level0),
+        "step": geometry.step,
+        "read_size": list(geometry.read_size),
+        "level": geometry.level,
+        "level_downsample": geometry.level_downsample,
+        "target_mpp": geometry.target_mpp,
+        "effective_mpp": None if geometry.effective_mpp is None else list(geometry.effective_mpp),
+        "mpp_x": resolution.mpp_x,
+        "mpp_y": resolution.mpp_y,
+        "mpp_source": resolution.mpp_source,
+        "mpp_assumed": resolution.assumed,
+        "magnification_source": resolution.magnification_source,
+        "edge": geometry.edge,
+        "resample": geometry.resample,
+        "resample_version": RESAMPLE_VERSION,
+        "background": list(info.background),
+        "reader": info.reader,
+        "microtome_version": __version__,
+        "provenance": provenance(),
+        "identity": identity.digest,
+        "identity_fields": dict(identity.fields),
+    }
+    return established | {k: v for k, v in present.items() if v is not None} | exact
+
+
+def _target_magnification(geometry: TileGeometry) -> float | None:
+    """Give the nominal magnification; 10 / mpp for a physical target."""
+    if geometry.target_magnification is not None:
+        return geometry.target_magnification
+    return None if geometry.target_mpp is None else round(10 / geometry.target_mpp, 4)
+
+
+def feature_attributes(
+    planned: PlannedEncoder, plan: RunPlan, identity: Identity
+) -> dict[str, Any]:
+    """Give the attributes of a feature set: the encoder's card, identity and provenance."""
+    columns = getattr(planned.encoder, "columns", None)
+    return {
+        "encoder": planned.name,
+        "plugin": planned.spec.name,
+        "distribution": plan.registry.find("encoder", planned.spec.name).distribution,
+        "dim": planned.card.dim,
+        "card": card_attributes(planned),
+        "precision": planned.precision,
+        "device": planned.device,
+        "microtome_version": __version__,
+        "provenance": provenance(),
+        "identity": identity.digest,
+        "identity_fields": dict(identity.fields),
+    } | ({} if columns is None else {"columns": list(columns)})
+
+
+def card_attributes(planned: PlannedEncoder) -> dict[str, Any]:
+    """Give an encoder's card as plain values."""
+    return asdict(planned.card)
+
+
+def provenance() -> dict[str, str]:
+    """Name the versions of everything that had a hand in the result, never part of an identity."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Read an attribute that a writer may have kept as JSON text."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a mapping, found {type(value).__name__}")
+    return value

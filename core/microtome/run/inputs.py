@@ -1,0 +1,321 @@
+"""From what a user names to the slides of a run: files, folders, patterns and manifests."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import MappingProxyType
+
+from microtome.errors import InputError, PluginError
+from microtome.plugin.registry import Registry
+from microtome.plugin.specs import ReaderSpec
+from microtome.run.companions import Companions, SlideFiles
+from microtome.run.settings import RunConfig
+from microtome.run.tables import ManifestEntry, MppTable, absolute, read_manifest
+from microtome.slide.types import SlideRef
+
+PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
+"""Plain images: in folders they are taken for slides with ``formats=all`` only."""
+
+MANIFEST_SUFFIXES = frozenset({".csv", ".tsv"})
+
+
+@dataclass(frozen=True)
+class SlideList:
+    """The slides of a run.
+
+    Attributes:
+        slides: In the order of the command line; a folder's sorted by path.
+        notes: What was left aside and why, a sentence each: other files of a folder, rows
+            without a usable mpp.
+    """
+
+    slides: tuple[SlideRef, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A slide that was found, and the folder that its id is relative to."""
+
+    files: SlideFiles
+    root: Path
+    entry: ManifestEntry | None = None
+
+
+def find_slides(config: RunConfig, registry: Registry) -> SlideList:
+    """Find the slides that a run is asked for.
+
+    Every word is first taken literally: a file, a folder, or a ``.csv`` manifest. Only a word
+    that does not exist may be a pattern (``*``, ``?``, ``[…]``, ``**``). One slide named twice
+    counts once; what a manifest says of it holds. An mpp in a table is for one slide and wins
+    over ``mpp=``, which is for all.
+
+    Args:
+        config: The run.
+        registry: Knows the formats that readers open.
+
+    Raises:
+        InputError: If something named does not exist, nothing is found, a table is faulty, or
+            two slides have one id.
+    """
+    finder = _Finder(config, registry)
+    found = _merge(slide for word in config.slides for slide in finder.find(word))
+    if not found:
+        raise InputError(_nothing(config, finder.notes))
+    notes = list(finder.notes)
+    mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
+    slides = tuple(_slide(f, config, mpps.get(f.files.primary)) for f in found)
+    _refuse_equal_ids(slides, found)
+    return SlideList(slides, tuple(notes))
+
+
+class _Finder:
+    """Turns words into slides, and notes what it leaves aside."""
+
+    def __init__(self, config: RunConfig, registry: Registry) -> None:
+        self.notes: list[str] = []
+        specs = [entry.spec for entry in registry.entries("reader")]
+        self.suffixes = {
+            x for spec in specs if isinstance(spec, ReaderSpec) for x in spec.extensions
+        }
+        self._config = config
+        self._registry = registry
+        self._companions = Companions()
+
+    def find(self, word: str) -> Iterator[_Found]:
+        """Find the slides that one word names."""
+        path = Path(word)
+        try:
+            is_folder, exists = path.is_dir(), path.exists()
+        except OSError as error:
+            raise InputError(f"{word!r} cannot be looked at: {error.strerror}.") from error
+        if is_folder and word:
+            yield from self._folder(absolute(path))
+        elif exists and word:
+            yield from self._file(absolute(path))
+        elif glob.has_magic(word):
+            yield from self._pattern(word)
+        else:
+            raise InputError(_missing(word))
+
+    def _file(self, path: Path) -> Iterator[_Found]:
+        if path.suffix.lower() in MANIFEST_SUFFIXES:
+            for entry in read_manifest(path):
+                self._require_readable(entry.path, f"{entry.where}: ")
+                yield _Found(self._companions.of(entry.path), path.parent, entry)
+        else:
+            self._require_readable(path)
+            yield _Found(self._companions.of(path), Path.cwd())
+
+    def _pattern(self, pattern: str) -> Iterator[_Found]:
+        # Path.glob takes no absolute pattern.
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        paths = [absolute(Path(name)) for name in names]
+        if not paths:
+            raise InputError(f"There is no file {pattern!r}, and as a pattern it fits none.")
+        # `**` gives folders too, and what is in them besides.
+        files = [path for path in paths if not path.is_dir()]
+        if not files:
+            for folder in paths:
+                yield from self._folder(folder)
+        taken = [path for path in files if self._is_slide(path)]
+        yield from self._grouped(taken, Path.cwd())
+
+    def _require_readable(self, path: Path, where: str = "") -> None:
+        """Refuse a file that was named and that no reader knows what to do with."""
+        if self._config.reader.plugin != "auto" or path.suffix.lower() in self.suffixes:
+            return
+        if not any(self._probes(name, path) for name in self._registry.names("reader")):
+            raise InputError(
+                f"{where}{path} has no suffix of a slide. "
+                f"Available: {' '.join(sorted(self.suffixes))}; reader=NAME opens it all the same."
+            )
+
+    def _probes(self, name: str, path: Path) -> bool:
+        """Ask a reader whether it knows a file by its content."""
+        try:
+            probe = getattr(self._registry.load("reader", name), "probe", None)
+        except PluginError:
+            return False
+        return probe is not None and bool(probe(path))
+
+    def _folder(self, root: Path) -> Iterator[_Found]:
+        seen: set[str] = set()
+        for folder, names in self._walk(root, seen):
+            paths = [folder / name for name in names]
+            yield from self._grouped([p for p in paths if self._is_slide(p)], root)
+
+    def _walk(self, root: Path, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+        """Give each folder once, sorted, with its files: links may form loops."""
+        try:
+            seen.add(os.path.realpath(root))
+            entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        except OSError as error:
+            self.notes.append(f"{root}: cannot be read: {error.strerror}")
+            return
+        folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+        yield root, [entry.name for entry in entries if not entry.is_dir()]
+        own = {
+            path.with_suffix("")
+            for path in map(Path, (entry.path for entry in entries))
+            if path.suffix.lower() == ".mrxs"
+        }
+        for folder in folders:
+            if folder not in own and self._is_searched(folder, seen):
+                yield from self._walk(folder, seen)
+
+    def _is_searched(self, folder: Path, seen: set[str]) -> bool:
+        if folder.name.startswith("."):
+            reason = "a hidden folder"
+        elif not self._config.recursive:
+            reason = "a folder; recursive=true searches it"
+        elif os.path.realpath(folder) == os.path.realpath(self._config.output):
+            reason = "the output of this run"
+        elif os.path.realpath(folder) in seen:
+            reason = "a link to a folder that is searched already"
+        else:
+            return True
+        self.notes.append(f"{folder}: {reason}")
+        return False
+
+    def _is_slide(self, path: Path) -> bool:
+        """Say whether a file of a folder is taken for a slide; note why not."""
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            reason = "a hidden file"
+        elif not _is_text(path.name):
+            reason = "its name is not UTF-8 text; rename it, or link to it under another name"
+        elif not path.is_file():
+            reason = "a broken link or no regular file"
+        elif suffix not in self.suffixes:
+            reason = "a table: name it to use it" if suffix in MANIFEST_SUFFIXES else "no slide"
+        elif suffix in PLAIN_SUFFIXES and self._config.formats != "all":
+            reason = "a plain image; formats=all takes it"
+        else:
+            return True
+        self.notes.append(f"{path}: {reason}")
+        return False
+
+    def _grouped(self, paths: list[Path], root: Path) -> Iterator[_Found]:
+        """Give the slides among some files: not those that belong to another one."""
+        groups = {files.primary: files for files in map(self._companions.of, paths)}
+        owned = {path for files in groups.values() for path in files.companions}
+        for primary, files in groups.items():
+            if primary not in owned:
+                yield _Found(files, root)
+
+
+def _merge(found: Iterable[_Found]) -> list[_Found]:
+    """Keep each slide once; what a manifest says of it wins over finding it in a folder."""
+    slides: dict[str, _Found] = {}
+    for one in found:
+        key = os.path.realpath(one.files.primary)
+        first = slides.setdefault(key, one)
+        if first.entry is None and one.entry is not None:
+            slides[key] = one
+        elif first.entry and one.entry and first.entry != one.entry:
+            raise InputError(
+                f"{one.entry.where}: {one.entry.path} is already in {first.entry.where}."
+            )
+    return list(slides.values())
+
+
+def _mpp_by_slide(
+    config: RunConfig, paths: list[Path], suffixes: set[str], notes: list[str]
+) -> dict[Path, tuple[float, str]]:
+    if config.mpp_csv is None:
+        return {}
+    table = MppTable(config.mpp_csv, suffixes)
+    matched = table.match(paths)
+    notes.extend(table.notes)
+    return matched
+
+
+def _slide(found: _Found, config: RunConfig, mpp: tuple[float, str] | None) -> SlideRef:
+    path, entry = found.files.primary, found.entry
+    return SlideRef(
+        path=path,
+        slide_id=_slide_id(found, config.slide_id),
+        mpp=_mpp(entry, mpp) or config.mpp,
+        mask_path=entry.mask_path if entry else None,
+        companions=found.files.companions,
+        extra=MappingProxyType(dict(entry.extra) if entry else {}),
+    )
+
+
+def _mpp(entry: ManifestEntry | None, mpp: tuple[float, str] | None) -> float | None:
+    given = entry.mpp if entry else None
+    if given is not None and mpp is not None and given != mpp[0]:
+        raise InputError(
+            f"{mpp[1]}: mpp {mpp[0]:g}, but {entry.where if entry else ''} says {given:g}."
+        )
+    return given or (mpp[0] if mpp else None)
+
+
+def _slide_id(found: _Found, policy: str) -> str:
+    path, entry = found.files.primary, found.entry
+    if entry and entry.slide_id:
+        where, slide_id = f"{entry.where}: ", entry.slide_id
+    else:
+        where, slide_id = "", path.stem if policy == "stem" else _relative_id(path, found.root)
+    pure = PurePath(slide_id)
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or not _is_text(slide_id):
+        raise InputError(
+            f"{where}{slide_id!r} of {str(path)!r} cannot name files in the output; give the slide "
+            "another id in a manifest's slide_id column."
+        )
+    return pure.as_posix()
+
+
+def _relative_id(path: Path, root: Path) -> str:
+    """Give a slide's path below a folder, or below the file system's root if it is not in it."""
+    inside = path.is_relative_to(root)
+    relative = path.relative_to(root if inside else path.anchor)
+    return relative.with_suffix("").as_posix()
+
+
+def _is_text(name: str) -> bool:
+    """Say whether a name can be written in a file: the system's own bytes may not be UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def _refuse_equal_ids(slides: Iterable[SlideRef], found: Iterable[_Found]) -> None:
+    first: dict[str, tuple[SlideRef, _Found]] = {}
+    for slide, source in zip(slides, found, strict=True):
+        other, other_source = first.setdefault(slide.slide_id, (slide, source))
+        if other is slide:
+            continue
+        ids = {_slide_id(one, "relpath") for one in (source, other_source)}
+        way_out = "slide_id=relpath, or " if len(ids) == 2 else ""
+        raise InputError(
+            f"Two slides have the id {slide.slide_id!r}: {other.path} and {slide.path}. "
+            f"Use {way_out}a manifest with a slide_id column."
+        )
+
+
+def _missing(word: str) -> str:
+    path = Path(word)
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, 1)
+    hint = f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
+    return f"There is no file or folder {word!r}.{hint}"
+
+
+def _nothing(config: RunConfig, notes: list[str]) -> str:
+    if not config.slides:
+        return "No slides: name files, folders or a CSV manifest."
+    where = ", ".join(config.slides)
+    if not notes:
+        return f"There is no slide in {where}."
+    return f"There is no slide in {where}; left aside: {notes[0]}" + (
+        f" (and {len(notes) - 1} more)." if len(notes) > 1 else "."
+    )

@@ -1,0 +1,225 @@
+"""Many slides through a run: one after the other, each finished one way or another."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from microtome._version import __version__
+from microtome.plugin.registry import Registry, get_registry
+from microtome.run.attributes import provenance
+from microtome.run.budget import cpu_budget
+from microtome.run.inputs import SlideList, find_slides
+from microtome.run.pipeline import process_slide
+from microtome.run.plan import RunPlan, make_plan
+from microtome.run.progress import Reporter, duration, make_reporter
+from microtome.run.settings import RunConfig
+from microtome.store.publish import sweep, write_json
+from microtome.store.status import SlideStatus
+
+EXIT_DONE = 0
+EXIT_FAILED_SLIDES = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """The run was asked to end by SIGTERM."""
+
+    exit_code = EXIT_TERMINATED
+
+
+@dataclass(eq=False, kw_only=True)
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        statuses: One a slide, in the order of the run.
+        notes: What the user was told on the way.
+        seconds: Wall time.
+        exit_code: 0 all done or empty, 3 failed slides, 130 / 143 interrupted.
+        record: Where the run record is, if the run has a folder.
+    """
+
+    statuses: list[SlideStatus] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    exit_code: int = EXIT_DONE
+    record: Path | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of slides by state."""
+        return dict(Counter(status.state for status in self.statuses))
+
+
+def run(config: RunConfig) -> int:
+    """Do a run, reporting on stderr and summing up on stdout.
+
+    Args:
+        config: What to do.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MicrotomeError: If the run cannot start.
+        KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
+    """
+    plan = make_plan(config, get_registry())
+    result = run_plan(plan, make_reporter())
+    sys.stdout.write(summarise(plan, result))
+    return result.exit_code
+
+
+def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
+    """Do a resolved run.
+
+    Args:
+        plan: From `make_plan`.
+        reporter: Hears how it goes.
+
+    Raises:
+        MicrotomeError: If the run cannot start.
+        KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
+    """
+    slides = find_slides(plan.config, plan.registry)
+    result = RunResult(notes=[plan.first_line, *plan.notes, *slides.notes])
+    began, started = time.monotonic(), datetime.now(UTC)
+    _prepare(plan, slides)
+    with reporter, _sigterm_interrupts(), _cpu_budget(plan.config.threads):
+        for note in result.notes:
+            reporter.note(note)
+        _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))
+        reporter.start(len(slides.slides))
+        try:
+            for ref in slides.slides:
+                status = process_slide(plan, ref, reporter)
+                result.statuses.append(status)
+                reporter.finished(status)
+                _notify(plan.registry, "slide_finished", reporter, status=status.as_dict())
+        except KeyboardInterrupt as interrupt:
+            result.exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+            raise
+        finally:
+            result.seconds = time.monotonic() - began
+            if result.exit_code == EXIT_DONE and result.counts.get("failed"):
+                result.exit_code = EXIT_FAILED_SLIDES
+            record = _record(plan, slides, started) | _outcome(result)
+            if plan.config.run_dir is not None:
+                result.record = plan.config.run_dir / "run.json"
+                write_json(result.record, record)
+            _notify(plan.registry, "run_finished", reporter, run=record)
+    return result
+
+
+def summarise(plan: RunPlan, result: RunResult) -> str:
+    """Say in a few lines what was done, with what, and where it is."""
+    config = plan.config
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
+    lines = [f"{len(result.statuses)} slides: {counts} in {duration(result.seconds)}"]
+    lines.append(f"made: {plan.first_line}")
+    for writer in (*plan.stores, *plan.images):
+        pattern = plan.layout.slide(writer.spec, "<slide>")
+        lines.append(f"{writer.name}: {pattern}")
+    lines.append(f"tissue: {config.output / 'tissue'}")
+    if config.visualize:
+        lines.append(f"overlays: {plan.layout.visualization('<slide>', 'grid').parent}")
+    lines += [
+        f"failed: {status.slide_id} at {status.stage}: {status.error}"
+        for status in result.statuses
+        if status.state == "failed"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _prepare(plan: RunPlan, slides: SlideList) -> None:
+    """Sweep what killed runs left, and load the weights if any slide is sure to need them.
+
+    Loading now tells of a missing file or a closed gate before any slide is opened.
+    """
+    sweep(plan.config.output)
+    paths = [
+        plan.layout.slide(store.spec, ref.slide_id)
+        for store in plan.stores
+        for ref in slides.slides
+    ]
+    if plan.config.force or not all(path.exists() for path in paths):
+        for encoder in plan.encoders:
+            encoder.ensure_loaded()
+
+
+def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, Any]:
+    return {
+        "microtome_version": __version__,
+        "provenance": provenance(),
+        "config": dict(plan.config.resolved),
+        "made": plan.first_line,
+        "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
+        "segmenter": plan.segmenter_fields,
+        "tiler": plan.tiler_fields,
+        "slides": [{"slide_id": ref.slide_id, "path": str(ref.path)} for ref in slides.slides],
+        "left_aside": list(slides.notes),
+        "started": started.isoformat(timespec="seconds"),
+    }
+
+
+def _outcome(result: RunResult) -> dict[str, Any]:
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(result.seconds, 3),
+        "counts": result.counts,
+        "exit_code": result.exit_code,
+        "failed": {
+            status.slide_id: f"{status.stage}: {status.error}"
+            for status in result.statuses
+            if status.state == "failed"
+        },
+    }
+
+
+def _notify(registry: Registry, hook: str, reporter: Reporter, **what: Mapping[str, Any]) -> None:
+    for complaint in registry.notify(f"microtome_{hook}", **what):
+        reporter.note(complaint)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _cpu_budget(threads: int | None) -> Iterator[None]:
+    """Hold torch to the run's CPUs, where an encoder brought it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(cpu_budget(threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

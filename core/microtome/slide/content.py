@@ -1,0 +1,47 @@
+"""Drop tiles that hold nothing to look at, by their pixels: the content filter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from microtome.run.settings import FilterSettings
+
+
+def content_keep(pixels: NDArray[np.uint8], settings: FilterSettings) -> NDArray[np.bool_]:
+    """Tell tiles with content from white and black ones.
+
+    A pixel is white if its saturation is below ``white_saturation_below`` and its value at
+    least ``white_value_from``, in OpenCV's 8-bit HSV (both 0..255); black if its grey value
+    (ITU-R BT.601 luma) is below ``black_gray_below``. A tile goes when its share of white
+    pixels reaches ``white_drop_from``, or of black ones ``black_drop_from``: every threshold
+    drops more the higher the first of each pair is, and less the higher the share.
+
+    Args:
+        pixels: (n, h, w, 3) uint8 RGB, as an encoder would be given them.
+        settings: The thresholds. ``enabled`` is the caller's business.
+
+    Returns:
+        (n,) bool, True to keep.
+    """
+    import cv2
+
+    count, height, width, _ = pixels.shape
+    if not pixels.size:
+        return np.ones(count, np.bool_)
+    # One tall picture: the conversions are per pixel, and one call costs less than n.
+    tall = np.ascontiguousarray(pixels).reshape(count * height, width, 3)
+    _, saturation, value = cv2.split(cv2.cvtColor(tall, cv2.COLOR_RGB2HSV))
+    gray = cv2.cvtColor(tall, cv2.COLOR_RGB2GRAY)
+    white = (saturation < settings.white_saturation_below) & (value >= settings.white_value_from)
+    black = gray < settings.black_gray_below
+    return (_share(white, count) < settings.white_drop_from) & (
+        _share(black, count) < settings.black_drop_from
+    )
+
+
+def _share(hits: NDArray[np.bool_], count: int) -> NDArray[np.float64]:
+    return np.count_nonzero(hits.reshape(count, -1), axis=1) / (hits.size // count)

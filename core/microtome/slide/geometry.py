@@ -1,0 +1,220 @@
+"""Plan the size of tiles in every frame: which level is read, how much of it, and how far apart.
+
+The convention of the whole project:
+
+* A point ``(x, y)`` is the top left corner in level-0 pixels; a size belongs to the level read.
+* ``ratio`` is level-0 pixels per pixel of the target: nominal magnification over the target's,
+  or the target's mpp over the slide's.
+* The level read is the coarsest that is not coarser than the target by more than
+  ``max_upsample``.
+* ``read = round(size x ratio / ds)`` and ``pitch = round(step x ratio / ds)`` are integers at
+  that level, halves up, so without overlap both are equal and no column of tiles drifts.
+* A pixel ``l`` of a level is named by ``x = round(l x ds)``, and ``round(x / ds)`` is ``l``
+  again for any ``ds >= 1``: a reader never has to interpolate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import ConfigError, GeometryError, ResolutionError
+from microtome.slide.types import Level, SlideInfo, TileGeometry
+
+EDGES = ("drop", "pad")
+RECIPES = ("pil-bilinear", "area")
+
+_FLOAT_SLACK = 1 + 1e-9
+"""Lets 0.25 x 4.0000000001 pass for 1: the noise of a division, not a tolerance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileTarget:
+    """What is asked of a tile, whatever the slide.
+
+    Attributes:
+        size: Side in pixels.
+        step: Stride in pixels at the same resolution; ``size`` if None.
+        magnification: Nominal target. Exactly one of this and ``mpp`` is given.
+        mpp: Physical target, µm per pixel.
+        max_upsample: How much coarser than the target the level read may be, from 1.
+        edge: One of `EDGES`.
+        resample: One of `RECIPES`.
+
+    Raises:
+        ConfigError: If the values do not describe a tile.
+    """
+
+    size: int
+    step: int | None = None
+    magnification: float | None = None
+    mpp: float | None = None
+    max_upsample: float = 1.05
+    edge: str = "drop"
+    resample: str = "pil-bilinear"
+
+    def __post_init__(self) -> None:
+        if (self.magnification is None) == (self.mpp is None):
+            raise ConfigError(
+                "a tile needs one target: give tiler.magnification (nominal) or tiler.mpp "
+                "(µm per pixel), not both"
+            )
+        _at_least("tiler.size", self.size, 1)
+        _at_least("tiler.step", self.stride, 1)
+        _at_least("tiler.max_upsample", self.max_upsample, 1)
+        for key, value in (("magnification", self.magnification), ("mpp", self.mpp)):
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"tiler.{key} is {value:g}; give a positive number")
+        _one_of("tiler.edge", self.edge, EDGES)
+        _one_of("tiler.resample", self.resample, RECIPES)
+
+    @property
+    def stride(self) -> int:
+        """The step, or the size where no step is given."""
+        return self.size if self.step is None else self.step
+
+    def __str__(self) -> str:
+        """Name the resolution as a user writes it: ``20x`` or ``0.5 µm/px``."""
+        return f"{self.mpp:g} µm/px" if self.mpp is not None else f"{self.magnification:g}x"
+
+
+def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
+    """Work out a target on one slide.
+
+    Args:
+        info: Of an open slide, its resolution resolved.
+        target: What is asked for.
+
+    Returns:
+        The sizes in every frame; all integers at the level that is read.
+
+    Raises:
+        ResolutionError: If the slide does not say how large its pixels are, or the target is
+            physical and the slide's mpp only assumed.
+        GeometryError: If the target is finer than level 0 by more than ``max_upsample``, or a
+            tile would be smaller than one pixel.
+    """
+    ratio = _ratio(info, target)
+    index = _choose_level(info, target, ratio)
+    ds = info.levels[index].downsample
+    read = _pixels(info, target, target.size, ratio, ds)
+    pitch = _pixels(info, target, target.stride, ratio, ds)
+    return TileGeometry(
+        size=target.size,
+        step=target.stride,
+        level=index,
+        level_downsample=ds,
+        read_size=read,
+        pitch=pitch,
+        size_level0=(read[0] * ds, read[1] * ds),
+        pitch_level0=(pitch[0] * ds, pitch[1] * ds),
+        target_mpp=target.mpp,
+        target_magnification=target.magnification,
+        effective_mpp=_effective_mpp(info, read, ds, target.size),
+        edge=target.edge,
+        resample=target.resample,
+    )
+
+
+def level_to_slide(pixels: NDArray[np.integer], level: Level) -> NDArray[np.int64]:
+    """Name pixels of a level by points at level 0, on one axis or many."""
+    return np.rint(pixels * level.downsample).astype(np.int64)
+
+
+def slide_to_level(points: NDArray[np.integer], level: Level) -> NDArray[np.int64]:
+    """Give the nearest pixels of a level to points at level 0: undoes `level_to_slide`."""
+    return np.rint(points / level.downsample).astype(np.int64)
+
+
+def _ratio(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
+    """Give level-0 pixels per target pixel, (x, y)."""
+    found = info.resolution
+    if target.mpp is not None:
+        mpp_x, mpp_y = _physical(info, target)
+        return target.mpp / mpp_x, target.mpp / mpp_y
+    if found.magnification is None:
+        raise ResolutionError(
+            f"{info.path.name}: neither magnification nor µm per pixel is known, so it cannot be "
+            f"tiled at {target}; say it with mpp=0.25 or mpp_csv=FILE"
+        )
+    nominal = found.magnification / (target.magnification or math.nan)
+    if found.mpp_x is None or found.mpp_y is None:
+        return nominal, nominal
+    # Pixels that are not square become so: the coarser axis keeps the nominal ratio, so that no
+    # slide is refused as too coarse for its shape alone.
+    coarser = max(found.mpp_x, found.mpp_y)
+    return nominal * coarser / found.mpp_x, nominal * coarser / found.mpp_y
+
+
+def _physical(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
+    found = info.resolution
+    if found.mpp_x is None or found.mpp_y is None:
+        raise ResolutionError(
+            f"{info.path.name}: its µm per pixel is not known, so it cannot be tiled at {target}; "
+            "say it with mpp=0.25 or mpp_csv=FILE"
+        )
+    if found.assumed:
+        raise ResolutionError(
+            f"{info.path.name}: its {found.mpp_x:g} µm per pixel is only {found.mpp_source}, too "
+            f"rough for {target}; say the true one with mpp= or mpp_csv=, or tile by "
+            "tiler.magnification"
+        )
+    return found.mpp_x, found.mpp_y
+
+
+def _choose_level(info: SlideInfo, target: TileTarget, ratio: tuple[float, float]) -> int:
+    """Choose the coarsest level that the target allows."""
+    coarsest = min(ratio) * target.max_upsample * _FLOAT_SLACK
+    fits = [i for i, level in enumerate(info.levels) if level.downsample <= coarsest]
+    if not fits:
+        finer = 1 / min(ratio)
+        raise GeometryError(
+            f"{info.path.name}: {target} is {finer:.3g} times finer than its level 0 "
+            f"({_level0(info)}); ask for a coarser target, or allow it with "
+            f"tiler.max_upsample={math.ceil(finer * 100) / 100:g}"
+        )
+    return max(fits, key=lambda i: info.levels[i].downsample)
+
+
+def _level0(info: SlideInfo) -> str:
+    found = info.resolution
+    known = (
+        f"{found.magnification:g}x" if found.magnification is not None else "",
+        f"{found.mpp:g} µm/px" if found.mpp is not None else "",
+    )
+    return ", ".join(filter(None, known))
+
+
+def _pixels(
+    info: SlideInfo, target: TileTarget, length: int, ratio: tuple[float, float], ds: float
+) -> tuple[int, int]:
+    """Give a length at the target as whole pixels of a level, (x, y)."""
+    x, y = (math.floor(length * axis / ds + 0.5) for axis in ratio)
+    if min(x, y) < 1:
+        raise GeometryError(
+            f"{info.path.name}: {length} px at {target} is less than one pixel of its level 0 "
+            f"({_level0(info)}); raise tiler.size and tiler.step"
+        )
+    return x, y
+
+
+def _effective_mpp(
+    info: SlideInfo, read: tuple[int, int], ds: float, size: int
+) -> tuple[float, float] | None:
+    found = info.resolution
+    if found.mpp_x is None or found.mpp_y is None:
+        return None
+    return read[0] * ds * found.mpp_x / size, read[1] * ds * found.mpp_y / size
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if not least <= value < math.inf:
+        raise ConfigError(f"{key} is {value:g}; give {least} or more")
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{key} is {value!r}; there are {', '.join(known)}")

@@ -1,0 +1,224 @@
+"""Place tiles on a slide's tissue: one lattice, pure geometry, no pixel."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import ConfigError, GeometryError
+from microtome.slide import GridConfig, TissueRule
+from microtome.slide.geometry import TileTarget, level_to_slide, plan_geometry, slide_to_level
+from microtome.slide.types import Level, SlideInfo, TileGeometry, TileGrid, TissueMask
+
+DEFAULT_SIZE = 256
+DEFAULT_MAGNIFICATION = 20.0
+
+_MAX_PLACES = 1 << 25
+"""Places on one lattice: ten times what the largest slides have at 40x with half overlap."""
+
+_NO_AREA = 1e-6
+"""Shares closer than this are equal: above the error of float64 sums over a whole mask, below
+one level-0 pixel in a tile of 512."""
+
+_BAND = 256
+"""Mask rows summed at once, so that a large mask is never held as integers."""
+
+
+class GridTiler:
+    """Square tiles on one lattice per slide, kept by the tissue under them.
+
+    The lattice starts at ``origin``, moved to the nearest pixel of the level that is read, and
+    is the same for all tissue of a slide: no tile is placed twice. A tile's tissue fraction is
+    exact: the area of tissue under it over its whole area, what lies outside the slide being no
+    tissue. ``rule=fraction`` keeps tiles with at least ``min_tissue``, and more than none.
+    ``rule=four_point`` keeps a tile if any of four probes, half way from its centre to its
+    corners, is on tissue, unless its centre is in a hole: background that tissue encloses.
+
+    Args:
+        config: The options; without a target, 256 px at 20x.
+
+    Raises:
+        ConfigError: If the options do not describe a grid.
+    """
+
+    def __init__(self, config: GridConfig | None = None) -> None:
+        config = config or GridConfig()
+        if not 0 <= config.min_tissue <= 1:
+            raise ConfigError(f"tiler.min_tissue is {config.min_tissue:g}; give a share, 0 to 1")
+        if len(config.origin) != 2 or min(config.origin) < 0:
+            raise ConfigError(
+                f"tiler.origin is {list(config.origin)}; give x and y in level-0 pixels, [0,0] "
+                "or more"
+            )
+        self.config = config
+        self.target = _target(config)
+
+    def plan(self, info: SlideInfo, mask: TissueMask) -> TileGrid:
+        """Place tiles on a slide's tissue.
+
+        Args:
+            info: Of an open slide, its resolution resolved.
+            mask: Where there is tissue.
+
+        Returns:
+            Coordinates sorted by (y, x), and the column ``tissue_fraction`` (n,) float32.
+
+        Raises:
+            ResolutionError: If the slide does not say how large its pixels are.
+            GeometryError: If the slide cannot give such tiles.
+        """
+        geometry = plan_geometry(info, self.target)
+        x, y = self._lattice(info, geometry)
+        fraction = _tissue_fraction(info, mask, geometry, x, y)
+        row, column = np.nonzero(self._keep(mask, geometry, x, y, fraction))
+        coords = np.empty((row.size, 5), np.int32)
+        coords[:, 0], coords[:, 1] = x[column], y[row]
+        coords[:, 2:4], coords[:, 4] = geometry.read_size, geometry.level
+        columns = {"tissue_fraction": fraction[row, column].astype(np.float32)}
+        return TileGrid(coords=coords, geometry=geometry, columns=MappingProxyType(columns))
+
+    def _lattice(
+        self, info: SlideInfo, geometry: TileGeometry
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give the columns' x and the rows' y, at level 0."""
+        level = info.levels[geometry.level]
+        origin = slide_to_level(np.array(self.config.origin), level)
+        x, y = (
+            _places(int(origin[axis]), extent, geometry, axis)
+            for axis, extent in enumerate((level.width, level.height))
+        )
+        if len(x) * len(y) > _MAX_PLACES:
+            raise GeometryError(
+                f"{info.path.name}: {len(x)} x {len(y)} places for tiles of "
+                f"{geometry.size} px at a step of {geometry.step}; raise tiler.step"
+            )
+        return _at_level0(x, level), _at_level0(y, level)
+
+    def _keep(
+        self,
+        mask: TissueMask,
+        geometry: TileGeometry,
+        x: NDArray[np.int64],
+        y: NDArray[np.int64],
+        fraction: NDArray[np.float64],
+    ) -> NDArray[np.bool_]:
+        if self.config.rule is TissueRule.four_point:
+            return _four_point(mask, geometry, x, y)
+        return fraction >= max(self.config.min_tissue - _NO_AREA, _NO_AREA)
+
+
+def _target(config: GridConfig) -> TileTarget:
+    nominal = config.magnification
+    if nominal is None and config.mpp is None:
+        nominal = DEFAULT_MAGNIFICATION
+    return TileTarget(
+        size=DEFAULT_SIZE if config.size is None else config.size,
+        step=config.step,
+        magnification=nominal,
+        mpp=config.mpp,
+        max_upsample=config.max_upsample,
+        edge=config.edge.value,
+        resample=config.resample.value,
+    )
+
+
+def _places(origin: int, extent: int, geometry: TileGeometry, axis: int) -> range:
+    """Give where tiles start along one axis, in pixels of the level."""
+    overhang = geometry.read_size[axis] if geometry.edge == "drop" else 1
+    return range(origin, extent - overhang + 1, geometry.pitch[axis])
+
+
+def _at_level0(places: range, level: Level) -> NDArray[np.int64]:
+    return level_to_slide(np.arange(places.start, places.stop, places.step), level)
+
+
+def _tissue_fraction(
+    info: SlideInfo,
+    mask: TissueMask,
+    geometry: TileGeometry,
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Measure the share of every place on a lattice that is tissue, (len(y), len(x)).
+
+    Exact: a mask pixel that a tile cuts counts by the area inside. Sums over columns come
+    first, so a mask is passed over once however many tiles there are.
+    """
+    width, height = geometry.size_level0
+    (left, right), (top, bottom) = (
+        (start / scale, np.minimum(start + side, extent) / scale)
+        for start, side, extent, scale in (
+            (x, width, info.width, mask.downsample[0]),
+            (y, height, info.height, mask.downsample[1]),
+        )
+    )
+    across = np.empty((mask.array.shape[0], len(x)))
+    for start in range(0, len(across), _BAND):
+        band = slice(start, start + _BAND)
+        across[band] = _interval_sums(mask.array[band], left, right)
+    tissue = _interval_sums(across.T, top, bottom).T
+    area = width * height / (mask.downsample[0] * mask.downsample[1])
+    return np.clip(tissue / area, 0.0, 1.0)
+
+
+def _interval_sums(
+    values: NDArray[np.bool_] | NDArray[np.float64],
+    start: NDArray[np.float64],
+    stop: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Integrate each row over intervals of fractional column numbers: (h, w) to (h, n)."""
+    height, width = values.shape
+    total = np.zeros((height, width + 1), np.int32 if values.dtype == np.bool_ else np.float64)
+    np.cumsum(values, axis=1, dtype=total.dtype, out=total[:, 1:])
+    return _interpolate(total, stop) - _interpolate(total, start)
+
+
+def _interpolate(
+    total: NDArray[np.int32] | NDArray[np.float64], at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Read running sums between columns; beyond the last they stay what they are."""
+    last = total.shape[1] - 1
+    at = np.clip(at, 0, last)
+    below = at.astype(np.int64)
+    weight = at - below
+    return total[:, below] * (1 - weight) + total[:, np.minimum(below + 1, last)] * weight
+
+
+def _four_point(
+    mask: TissueMask, geometry: TileGeometry, x: NDArray[np.int64], y: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Judge places by probes at ``int(side // 2 * 0.5)`` level-0 pixels from their centres."""
+    side_x, side_y = geometry.size_level0
+    centre_x, centre_y = x + side_x / 2, y + side_y / 2
+    shift_x, shift_y = int(side_x // 2 * 0.5), int(side_y // 2 * 0.5)
+    inside = np.zeros((len(y), len(x)), np.bool_)
+    for at_y in (centre_y - shift_y, centre_y + shift_y):
+        for at_x in (centre_x - shift_x, centre_x + shift_x):
+            inside |= _look_up(mask.array, mask.downsample, at_x, at_y)
+    return inside & ~_look_up(_holes(mask.array), mask.downsample, centre_x, centre_y)
+
+
+def _look_up(
+    array: NDArray[np.bool_],
+    downsample: tuple[float, float],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Look lattice points up in a mask; outside it is False."""
+    column, row = (x // downsample[0]).astype(np.int64), (y // downsample[1]).astype(np.int64)
+    height, width = array.shape
+    known = np.outer((row >= 0) & (row < height), (column >= 0) & (column < width))
+    if not array.size:
+        return known
+    return known & array[np.ix_(np.clip(row, 0, height - 1), np.clip(column, 0, width - 1))]
+
+
+def _holes(array: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find background that does not reach the mask's border."""
+    import cv2
+
+    canvas = np.pad(array.astype(np.uint8), 1)
+    cv2.floodFill(canvas, None, (0, 0), (1,))
+    return canvas[1:-1, 1:-1] == 0

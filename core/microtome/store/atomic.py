@@ -1,0 +1,219 @@
+"""Make outputs appear whole: written under a private name, put on disk, then renamed.
+
+At any instant, whatever is killed, a final name is absent or complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from microtome.errors import MicrotomeError, StoreError
+
+_PRIVATE = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_NAME_BYTES = 200  # of a private name, so that the token still fits the usual limit of 255
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another output",
+    errno.EDQUOT: "free some of your quota, or choose another output",
+    errno.EACCES: "change its permissions, or choose another output",
+    errno.EPERM: "change its permissions, or choose another output",
+    errno.EROFS: "choose another output",
+    errno.ENAMETOOLONG: "give the slide a shorter slide_id in a manifest",
+}
+
+
+class NameTakenError(StoreError):
+    """A folder was published under that name by somebody else in the meantime."""
+
+
+@contextmanager
+def publish(path: Path, *, layout: str = "file", replace: bool = True) -> Iterator[Path]:
+    """Write an output under a private name and publish it when the block ends.
+
+    An existing file is replaced in one step. An existing folder is moved aside first, so that
+    readers see it absent for a moment, never partial. If the block raises, nothing is published
+    and what it wrote is removed.
+
+    Args:
+        path: The final name.
+        layout: ``"file"`` or ``"directory"``.
+        replace: Whether an existing folder is replaced; an error otherwise.
+
+    Yields:
+        A path in the same folder that does not exist yet, for the block to write.
+
+    Raises:
+        StoreError: If it cannot be published, or the block wrote nothing.
+        NameTakenError: If ``replace`` is false and there is a folder already.
+    """
+    with wrap_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    private = private_path(path)
+    try:
+        yield private
+        if not private.exists():
+            raise StoreError(f"{path} was not written: nothing was left at its private path.")
+        with wrap_errors(path):
+            flush(private)
+            if layout == "file":
+                os.replace(private, path)  # noqa: PTH105 - one name for tests to fail at
+            else:
+                _rename_folder(private, path, replace)
+            flush_folder(path.parent)
+    finally:
+        remove(private)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file atomically.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    with publish(path) as private, wrap_errors(path):
+        private.write_bytes(data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain values as readable JSON, atomically.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode("utf-8", "surrogateescape"))
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what dead processes of this host left unfinished in a folder.
+
+    Returns:
+        What was removed. Leftovers of other hosts and of living processes stay.
+    """
+    if not folder.is_dir():
+        return []
+    leftovers = [path for path in sorted(folder.iterdir()) if _is_orphan(path.name)]
+    for path in leftovers:
+        remove(path)
+    return leftovers
+
+
+def private_path(path: Path) -> Path:
+    """Name a path for this process alone, in the folder of a final name."""
+    name = path.name.encode("utf-8", "surrogateescape")[:_NAME_BYTES].decode("utf-8", "ignore")
+    return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def flush(path: Path) -> None:
+    """Put a file, or a folder with everything in it, on disk."""
+    if not path.is_dir():
+        _fsync(path)
+        return
+    # Several at once, because a file system joins concurrent flushes into one.
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(_fsync, [path, *path.rglob("*")]):
+            pass
+
+
+def flush_folder(folder: Path) -> None:
+    """Put a folder's names on disk."""
+    _fsync(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a private file or folder, if it is there. Never raises: sweeping comes later."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+@contextmanager
+def wrap_errors(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal into a `StoreError` that says what to do."""
+    try:
+        yield
+    except MicrotomeError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        advice = _ADVICE.get(error.errno or 0, "check the disk, or choose another output")
+        raise StoreError(f"{path} cannot be written: {reason}; {advice}.") from error
+
+
+def _rename_folder(private: Path, path: Path, replace: bool) -> None:
+    if not replace:
+        rename_new(private, path)
+        return
+    aside = private_path(path)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        private.rename(path)
+        return
+    try:
+        private.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    remove(aside)
+
+
+def rename_new(folder: Path, path: Path) -> None:
+    """Rename a folder to a name that is free.
+
+    Raises:
+        NameTakenError: If it is taken. (An empty folder there counts as free.)
+    """
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise NameTakenError(f"{path} exists already.") from error
+        raise
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@cache
+def _host() -> str:
+    """Name the host and the space of its process numbers, which a container has of its own."""
+    space = Path("/proc/self/ns/pid")
+    pids = os.readlink(space) if space.exists() else ""  # noqa: PTH115 - the text, not a path
+    return hashlib.sha256(f"{socket.gethostname()} {pids}".encode()).hexdigest()[:8]
+
+
+def _is_orphan(name: str) -> bool:
+    match = _PRIVATE.fullmatch(name)
+    return match is not None and match["host"] == _host() and not _is_alive(int(match["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -1,0 +1,96 @@
+"""The attributes of a store: plain values that any HDF5 or JSON reader shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microtome.errors import StoreError
+from microtome.store.atomic import wrap_errors
+from microtome.store.identity import IDENTITY_FIELDS
+
+FOLDER_RECORD = ".microtome.json"
+"""In a folder of images: the attributes that a store would carry."""
+
+
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert attributes to values that every store can hold, so that all hold the same.
+
+    Numbers, booleans and text stay; a flat list of numbers stays a list; ``None`` and numbers
+    that are not finite become text (``"None"``, ``"nan"``); mappings and other lists become
+    JSON.
+    """
+    return {name: _plain(value) for name, value in attributes.items()}
+
+
+def parse_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what an identity was made of out of attributes; empty where they do not say."""
+    value = attributes.get(IDENTITY_FIELDS, {})
+    if isinstance(value, Mapping):
+        return dict(value)
+    try:
+        fields = json.loads(value)
+    except (TypeError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def write_folder_record(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Write the attributes of a folder of images into it, as the last of its files.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    text = json.dumps(plain_attributes(attributes), indent=2, ensure_ascii=False)
+    with wrap_errors(folder):
+        (folder / FOLDER_RECORD).write_text(f"{text}\n", "utf-8", "surrogateescape")
+
+
+def read_folder_record(folder: Path) -> dict[str, Any] | None:
+    """Read the attributes of a folder of images; None where there is no such folder.
+
+    Raises:
+        StoreError: If the folder is there without a readable record.
+    """
+    if not folder.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(
+            (folder / FOLDER_RECORD).read_text("utf-8", "surrogateescape")
+        )
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder} is not a folder of tile images that microtome wrote, or is damaged: "
+            f"{FOLDER_RECORD} cannot be read. Move it away, or use force=true."
+        ) from error
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str | bool | int):
+        return value
+    if value is None or isinstance(value, Path):
+        return str(value)
+    if _is_numbers(value):
+        return list(value)
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _is_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and bool(value)
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )

@@ -1,0 +1,220 @@
+"""Features on their way to a store, a bounded part of them in memory at a time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from microtome.errors import EncoderError, StoreError
+from microtome.store.atomic import wrap_errors
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import FeatureSource, StoredSlide
+
+_Floats = NDArray[np.floating[Any]]
+
+
+class ArraySource:
+    """A `FeatureSource` over an array in memory."""
+
+    def __init__(self, array: _Floats) -> None:
+        self._array = array
+        self.shape: tuple[int, int] = array.shape
+        self.dtype: np.dtype[Any] = array.dtype
+
+    def chunks(self, rows: int) -> Iterator[_Floats]:
+        """Give the matrix from the top, at most ``rows`` rows at a time."""
+        for start in range(0, self.shape[0], rows):
+            yield self._array[start : start + rows]
+
+
+class StoredSource:
+    """A `FeatureSource` over a feature set that a store holds already."""
+
+    def __init__(self, stored: StoredSlide, name: str) -> None:
+        self._stored, self._name = stored, name
+        self.shape = stored.feature_shape(name)
+        self.dtype: np.dtype[Any] = stored.features(name, slice(0, 0)).dtype
+
+    def chunks(self, rows: int) -> Iterator[_Floats]:
+        """Give the matrix from the top, at most ``rows`` rows at a time."""
+        for start in range(0, self.shape[0], rows):
+            yield self._stored.features(self._name, slice(start, start + rows))
+
+
+class FeatureScratch:
+    """Keeps one encoder's features on disk until the slide is whole.
+
+    Rows arrive in any order, by plan index; those of tiles that a filter drops never arrive.
+    The file has no name, so that it vanishes with the process, however that ends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: int,
+        dtype: DTypeLike,
+        *,
+        name: str = "features",
+        dim: int | None = None,
+    ) -> None:
+        """Open a scratch file.
+
+        Args:
+            folder: Where it may take ``rows * dim * itemsize`` bytes; made if missing.
+            rows: Number of planned tiles.
+            dtype: ``float32`` or ``float16``: what is stored.
+            name: What error messages call it.
+            dim: Columns, or None to learn them from the first batch.
+        """
+        self.name, self.rows, self.dim = name, rows, dim
+        self.dtype = np.dtype(dtype)
+        self._written = np.zeros(rows, bool)
+        self._path = folder
+        with wrap_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - see close
+
+    def write(self, start_row: int, array: _Floats) -> None:
+        """Write consecutive rows.
+
+        Args:
+            start_row: Plan index of the first.
+            array: (n, dim) floating point.
+
+        Raises:
+            EncoderError: If the shape does not fit, or a value is not finite, or not any more
+                in the stored dtype.
+            StoreError: If the disk takes no more.
+        """
+        self._check(start_row, array)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(array, self.dtype)
+        if not np.isfinite(stored).all():
+            raise EncoderError(self._explain_non_finite(array))
+        with wrap_errors(self._path):
+            self._write_at(memoryview(stored).cast("B"), start_row * self._row_bytes)
+        self._written[start_row : start_row + len(stored)] = True
+
+    def source(self, keep: NDArray[np.int64] | None = None) -> FeatureSource:
+        """Give the features for the store.
+
+        Args:
+            keep: Plan indices of the rows wanted, in order; all if None.
+
+        Raises:
+            StoreError: If one of them was never written.
+        """
+        wanted = np.arange(self.rows) if keep is None else np.asarray(keep, np.int64)
+        missing = wanted[~self._written[wanted]]
+        if missing.size:
+            raise StoreError(
+                f"{missing.size} of {wanted.size} rows of {self.name!r} were never computed, the "
+                f"first is row {missing[0]}. Nothing was stored; run the slide again."
+            )
+        return _ScratchSource(self, wanted)
+
+    def close(self) -> None:
+        """Release the file and its disk space."""
+        self._file.close()
+
+    def __enter__(self) -> FeatureScratch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self, indices: NDArray[np.int64]) -> _Floats:
+        """Read rows by plan index."""
+        out = np.empty((indices.size, self.dim or 0), self.dtype)
+        if not out.size:
+            return out
+        starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1)
+        for start, stop in zip(starts, [*starts[1:], indices.size], strict=True):
+            view = memoryview(out[start:stop]).cast("B")
+            self._read_at(view, int(indices[start]) * self._row_bytes)
+        return out
+
+    @property
+    def _row_bytes(self) -> int:
+        return (self.dim or 0) * self.dtype.itemsize
+
+    def _check(self, start_row: int, array: _Floats) -> None:
+        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+            raise EncoderError(
+                f"{self.name!r} gave {array.dtype} of shape {array.shape}; features are "
+                "floating point of shape (tiles, dim)."
+            )
+        self.dim = array.shape[1] if self.dim is None else self.dim
+        if array.shape[1] != self.dim:
+            raise EncoderError(
+                f"{self.name!r} gave {array.shape[1]} columns where {self.dim} were expected."
+            )
+        if start_row < 0 or start_row + len(array) > self.rows:
+            raise EncoderError(
+                f"{self.name!r} gave rows {start_row} to {start_row + len(array)} of a slide "
+                f"with {self.rows} tiles."
+            )
+
+    def _explain_non_finite(self, array: _Floats) -> str:
+        if not np.isfinite(array).all():
+            return f"{self.name!r} gave features that are not finite. Try another precision."
+        return (
+            f"{self.name!r} gave a feature of {np.abs(array).max():.4g}, too large for "
+            f"{self.dtype}. Use feature_dtype=float32."
+        )
+
+    def _write_at(self, data: memoryview, offset: int) -> None:
+        while data.nbytes:
+            written = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[written:], offset + written
+
+    def _read_at(self, out: memoryview, offset: int) -> None:
+        while out.nbytes:
+            read = os.preadv(self._file.fileno(), [out], offset)
+            if not read:
+                raise StoreError(f"The scratch file of {self.name!r} in {self._path} is cut short.")
+            out, offset = out[read:], offset + read
+
+
+class _ScratchSource:
+    def __init__(self, scratch: FeatureScratch, keep: NDArray[np.int64]) -> None:
+        self._scratch, self._keep = scratch, keep
+        self.shape = (int(keep.size), scratch.dim or 0)
+        self.dtype = scratch.dtype
+
+    def chunks(self, rows: int) -> Iterator[_Floats]:
+        for start in range(0, self.shape[0], rows):
+            yield self._scratch.read(self._keep[start : start + rows])
+
+
+def blocks(source: FeatureSource, rows: int) -> Iterable[tuple[int, _Floats]]:
+    """Read a source in blocks of exactly ``rows`` rows, the last one shorter.
+
+    For writers, whose chunks should each be written once and whole.
+
+    Yields:
+        (first row, block).
+
+    Raises:
+        StoreError: If the source gives other rows than its shape says.
+    """
+    total, dim = source.shape
+    done, pending = 0, np.empty((0, dim), source.dtype)
+    for chunk in source.chunks(rows):
+        if chunk.ndim != 2 or chunk.shape[1] != dim:
+            raise StoreError(f"A source of {source.shape} features gave {chunk.shape}.")
+        pending = chunk if not len(pending) else np.concatenate([pending, chunk])
+        while len(pending) >= rows:
+            yield done, pending[:rows]
+            done, pending = done + rows, pending[rows:]
+    if len(pending):
+        yield done, pending
+    if done + len(pending) != total:
+        raise StoreError(f"A source of {total} rows of features gave {done + len(pending)}.")
