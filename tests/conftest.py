@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from microtome.plugin import registry
+from microtome.testing import SyntheticSlide, make_slide
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -15,3 +18,17 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside the project")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> SyntheticSlide:
+    """Make a synthetic slide at 40x, 2048 × 1536, once a session. Not to be written to."""
+    return make_slide(tmp_path_factory.mktemp("slides") / "synthetic.svs")
+
+
+@pytest.fixture
+def fresh_registry():
+    """Load the installed plugins anew, so that a test may add its own; forget them afterwards."""
+    registry.get_registry.cache_clear()
+    yield registry.get_registry()
+    registry.get_registry.cache_clear()

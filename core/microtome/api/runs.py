@@ -81,7 +81,7 @@ def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
         elif name in ("encoder", "writer"):
             settings[f"{name}s"] = tuple(_choose(name, value, registry))
         elif name in ("tissue", "filter"):
-            settings[name] = (TissueSettings if name == "tissue" else FilterSettings)(**value)
+            settings[name] = _section(name, value)
         elif name == "visualize":
             settings[name] = (value,) if isinstance(value, str) else tuple(value)
         elif name == "mpp_csv":
@@ -89,6 +89,15 @@ def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
         else:
             settings[name] = value
     return settings
+
+
+def _section(name: str, value: Mapping[str, Any]) -> TissueSettings | FilterSettings:
+    section = TissueSettings if name == "tissue" else FilterSettings
+    known = [f.name for f in fields(section)]
+    for key in value:
+        if key not in known:
+            raise ConfigError(unknown(f"option of {name}", key, known))
+    return section(**value)
 
 
 def _choose(kind: str, value: Chosen, registry: Registry) -> list[Any]:

@@ -141,7 +141,8 @@ def phrase(hint: Any) -> str:
         return "mapping"
     if arguments:
         return " or ".join(phrase(argument) for argument in arguments)
-    return {"str": "text", "Path": "path"}.get(hint.__name__, hint.__name__)
+    name = str(hint.__name__)
+    return {"str": "text", "Path": "path"}.get(name, name)
 
 
 def _attributes(docstring: str) -> dict[str, str]:

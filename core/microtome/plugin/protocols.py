@@ -209,7 +209,10 @@ class TileSink(Protocol):
 
 
 class TileWriter(Protocol):
-    """Writes tile images. Never learns the final name."""
+    """Writes tile images into a folder a slide. Never learns the final name.
+
+    The store adds the slide's attributes to the folder, so that the next run knows it again.
+    """
 
     def open(self, path: Path, slide_id: str, attributes: Mapping[str, Any]) -> TileSink:
         """Begin one slide at a path that does not exist yet."""

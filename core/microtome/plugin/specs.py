@@ -212,7 +212,8 @@ class WriterSpec(PluginSpec):
         consumes: ``"features"`` for a store of coordinates and features (`StoreWriter`),
             ``"pixels"`` for tile images (`TileWriter`).
         suffix: Of the final name, with the dot; empty for a plain folder.
-        layout: ``"file"`` or ``"directory"``: decides how the store publishes it.
+        layout: ``"file"`` or ``"directory"``: decides how the store publishes it. Tile images
+            are a directory.
         folder: The folder under the tiling's root that holds its outputs, one a slide.
     """
 

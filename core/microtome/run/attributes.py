@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -130,12 +128,3 @@ def provenance() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def as_mapping(value: object) -> Mapping[str, Any]:
-    """Read an attribute that a writer may have kept as JSON text."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected a mapping, found {type(value).__name__}")
-    return value

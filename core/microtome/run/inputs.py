@@ -238,23 +238,27 @@ def _mpp_by_slide(
 
 def _slide(found: _Found, config: RunConfig, mpp: tuple[float, str] | None) -> SlideRef:
     path, entry = found.files.primary, found.entry
+    value, source = _mpp(entry, mpp, config.mpp)
     return SlideRef(
         path=path,
         slide_id=_slide_id(found, config.slide_id),
-        mpp=_mpp(entry, mpp) or config.mpp,
+        mpp=value,
+        mpp_source=source,
         mask_path=entry.mask_path if entry else None,
         companions=found.files.companions,
         extra=MappingProxyType(dict(entry.extra) if entry else {}),
     )
 
 
-def _mpp(entry: ManifestEntry | None, mpp: tuple[float, str] | None) -> float | None:
-    given = entry.mpp if entry else None
-    if given is not None and mpp is not None and given != mpp[0]:
-        raise InputError(
-            f"{mpp[1]}: mpp {mpp[0]:g}, but {entry.where if entry else ''} says {given:g}."
-        )
-    return given or (mpp[0] if mpp else None)
+def _mpp(
+    entry: ManifestEntry | None, mpp: tuple[float, str] | None, default: float | None
+) -> tuple[float | None, str]:
+    """Choose a slide's mpp and say who gave it."""
+    if entry is None or entry.mpp is None:
+        return (mpp[0], "mpp_csv") if mpp else (default, "override")
+    if mpp is not None and entry.mpp != mpp[0]:
+        raise InputError(f"{mpp[1]}: mpp {mpp[0]:g}, but {entry.where} says {entry.mpp:g}.")
+    return entry.mpp, "manifest"
 
 
 def _slide_id(found: _Found, policy: str) -> str:

@@ -7,7 +7,7 @@ thread filters, encodes and writes them. Memory is bounded by that window, not b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -63,6 +63,11 @@ class PixelPass:
     advance: Callable[[int], None] = lambda _: None
     kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     has_background: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    @property
+    def needed(self) -> bool:
+        """Whether anything looks at a pixel."""
+        return bool(self.encoders or self.sinks or self.filter.enabled)
 
     def run(self, reader: Reader, grid: TileGrid) -> None:
         """Read every tile of a grid once.
@@ -163,8 +168,3 @@ def _read(reader: Reader, grid: TileGrid, rows: NDArray[np.int64]) -> Tiles:
     boxes = grid.coords[rows, :4].astype(np.int64)
     pixels, has_background = read_tiles(reader, geometry.level, boxes)
     return Tiles(rows, resample_tiles(pixels, geometry.size, geometry.resample), has_background)
-
-
-def image_attributes(grid: TileGrid, attributes: Mapping[str, object]) -> dict[str, object]:
-    """Describe tile images: a slide's attributes and the size of each picture."""
-    return {**attributes, "image_size": grid.geometry.size}

@@ -70,23 +70,32 @@ class PlannedEncoder:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PlannedStore:
-    """A writer of coordinates and features."""
+class PlannedWriter:
+    """A writer of a run.
+
+    Attributes:
+        name: Its node's key.
+        spec: Its spec.
+        fields: What its output's identity depends on.
+    """
 
     name: str
     spec: WriterSpec
-    writer: StoreWriter
     fields: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PlannedImages:
+class PlannedStore(PlannedWriter):
+    """A writer of coordinates and features."""
+
+    writer: StoreWriter
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlannedImages(PlannedWriter):
     """A writer of tile images."""
 
-    name: str
-    spec: WriterSpec
     writer: TileWriter
-    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -120,6 +129,11 @@ class RunPlan:
     images: tuple[PlannedImages, ...]
     layout: OutputLayout
     notes: tuple[str, ...]
+
+    @property
+    def writers(self) -> tuple[PlannedWriter, ...]:
+        """Every writer."""
+        return (*self.stores, *self.images)
 
     @property
     def first_line(self) -> str:
@@ -363,7 +377,7 @@ def _plan_writers(
     return tuple(stores), tuple(images)
 
 
-def _refuse_shared_paths(writers: Sequence[PlannedStore | PlannedImages]) -> None:
+def _refuse_shared_paths(writers: Sequence[PlannedWriter]) -> None:
     taken: dict[tuple[str, str], str] = {}
     for writer in writers:
         place = (writer.spec.folder, writer.spec.suffix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 if TYPE_CHECKING:
@@ -156,12 +155,7 @@ class BarReporter(SilentReporter):
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Take the bars away."""
         self.bars.stop()
 
@@ -174,7 +168,7 @@ def make_reporter() -> Reporter:
 def describe_slide(status: SlideStatus) -> str:
     """Put a slide's status into one line."""
     if status.state == "failed":
-        return f"{status.slide_id}: failed at {status.stage}: {status.error}"
+        return f"{status.slide_id}: failed at {status.stage}: {(status.error or {}).get('message')}"
     seconds = sum(status.seconds.values())
     tiles = "" if status.tiles is None else f", {status.tiles} tiles"
     encoding = status.seconds.get("tiles", 0.0)

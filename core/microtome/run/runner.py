@@ -107,7 +107,7 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
                 status = process_slide(plan, ref, reporter)
                 result.statuses.append(status)
                 reporter.finished(status)
-                _notify(plan.registry, "slide_finished", reporter, status=status.as_dict())
+                _notify(plan.registry, "slide_finished", reporter, status=status.record())
         except KeyboardInterrupt as interrupt:
             result.exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
             raise
@@ -129,14 +129,14 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
     lines = [f"{len(result.statuses)} slides: {counts} in {duration(result.seconds)}"]
     lines.append(f"made: {plan.first_line}")
-    for writer in (*plan.stores, *plan.images):
+    for writer in plan.writers:
         pattern = plan.layout.slide(writer.spec, "<slide>")
         lines.append(f"{writer.name}: {pattern}")
     lines.append(f"tissue: {config.output / 'tissue'}")
     if config.visualize:
         lines.append(f"overlays: {plan.layout.visualization('<slide>', 'grid').parent}")
     lines += [
-        f"failed: {status.slide_id} at {status.stage}: {status.error}"
+        f"failed: {status.slide_id} at {status.stage}: {(status.error or {}).get('message')}"
         for status in result.statuses
         if status.state == "failed"
     ]
@@ -181,7 +181,7 @@ def _outcome(result: RunResult) -> dict[str, Any]:
         "counts": result.counts,
         "exit_code": result.exit_code,
         "failed": {
-            status.slide_id: f"{status.stage}: {status.error}"
+            status.slide_id: {"stage": status.stage, **(status.error or {})}
             for status in result.statuses
             if status.state == "failed"
         },

@@ -38,10 +38,10 @@ def content_keep(pixels: NDArray[np.uint8], settings: FilterSettings) -> NDArray
     gray = cv2.cvtColor(tall, cv2.COLOR_RGB2GRAY)
     white = (saturation < settings.white_saturation_below) & (value >= settings.white_value_from)
     black = gray < settings.black_gray_below
-    return (_share(white, count) < settings.white_drop_from) & (
-        _share(black, count) < settings.black_drop_from
-    )
+    keep = _share(white, count) < settings.white_drop_from
+    return keep & (_share(black, count) < settings.black_drop_from)
 
 
 def _share(hits: NDArray[np.bool_], count: int) -> NDArray[np.float64]:
-    return np.count_nonzero(hits.reshape(count, -1), axis=1) / (hits.size // count)
+    share: NDArray[np.float64] = hits.reshape(count, -1).mean(axis=1)
+    return share

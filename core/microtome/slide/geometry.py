@@ -121,7 +121,8 @@ def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
 
 def level_to_slide(pixels: NDArray[np.integer], level: Level) -> NDArray[np.int64]:
     """Name pixels of a level by points at level 0, on one axis or many."""
-    return np.rint(pixels * level.downsample).astype(np.int64)
+    points: NDArray[np.int64] = np.rint(pixels * level.downsample).astype(np.int64)
+    return points
 
 
 def slide_to_level(points: NDArray[np.integer], level: Level) -> NDArray[np.int64]:

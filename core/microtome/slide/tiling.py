@@ -203,8 +203,8 @@ def _four_point(
 def _look_up(
     array: NDArray[np.bool_],
     downsample: tuple[float, float],
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
 ) -> NDArray[np.bool_]:
     """Look lattice points up in a mask; outside it is False."""
     column, row = (x // downsample[0]).astype(np.int64), (y // downsample[1]).astype(np.int64)
@@ -221,4 +221,5 @@ def _holes(array: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     canvas = np.pad(array.astype(np.uint8), 1)
     cv2.floodFill(canvas, None, (0, 0), (1,))
-    return canvas[1:-1, 1:-1] == 0
+    holes: NDArray[np.bool_] = canvas[1:-1, 1:-1] == 0
+    return holes

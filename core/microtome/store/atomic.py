@@ -93,7 +93,8 @@ def write_json(path: Path, data: Any) -> None:
         StoreError: If it cannot be written.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode("utf-8", "surrogateescape"))
+    # A file name that is not UTF-8 comes as surrogates, which JSON holds as escapes.
+    write_bytes(path, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def sweep(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def write_folder_record(folder: Path, attributes: Mapping[str, Any]) -> None:
     """
     text = json.dumps(plain_attributes(attributes), indent=2, ensure_ascii=False)
     with wrap_errors(folder):
-        (folder / FOLDER_RECORD).write_text(f"{text}\n", "utf-8", "surrogateescape")
+        (folder / FOLDER_RECORD).write_text(f"{text}\n", "utf-8")
 
 
 def read_folder_record(folder: Path) -> dict[str, Any] | None:
@@ -61,9 +61,7 @@ def read_folder_record(folder: Path) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(
-            (folder / FOLDER_RECORD).read_text("utf-8", "surrogateescape")
-        )
+        record: dict[str, Any] = json.loads((folder / FOLDER_RECORD).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{folder} is not a folder of tile images that microtome wrote, or is damaged: "
@@ -79,13 +77,18 @@ def _plain(value: Any) -> Any:
         value = value.value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if isinstance(value, str | bool | int):
+    if isinstance(value, bool | int):
         return value
-    if value is None or isinstance(value, Path):
-        return str(value)
+    if value is None or isinstance(value, str | Path):
+        return _text(str(value))
     if _is_numbers(value):
         return list(value)
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    return _text(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _text(value: str) -> str:
+    """Replace what UTF-8 (a file name that is not) or HDF5 (a NUL) cannot hold."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "")
 
 
 def _is_numbers(value: Any) -> bool:

@@ -98,8 +98,10 @@ class FeatureScratch:
             stored = np.ascontiguousarray(array, self.dtype)
         if not np.isfinite(stored).all():
             raise EncoderError(self._explain_non_finite(array))
+        if not stored.size:
+            return
         with wrap_errors(self._path):
-            self._write_at(memoryview(stored).cast("B"), start_row * self._row_bytes)
+            self._write_at(stored.data.cast("B"), start_row * self._row_bytes)
         self._written[start_row : start_row + len(stored)] = True
 
     def source(self, keep: NDArray[np.int64] | None = None) -> FeatureSource:
@@ -137,7 +139,7 @@ class FeatureScratch:
             return out
         starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1)
         for start, stop in zip(starts, [*starts[1:], indices.size], strict=True):
-            view = memoryview(out[start:stop]).cast("B")
+            view = out[start:stop].data.cast("B")
             self._read_at(view, int(indices[start]) * self._row_bytes)
         return out
 

@@ -75,7 +75,7 @@ def make_identity(stage: str, fields: Mapping[str, Any]) -> Identity:
         ConfigError: If a value is not finite or cannot be written as JSON.
     """
     plain = {"stage": stage, **_canonical(fields)}
-    return Identity(hashlib.sha256(_dumps(plain).encode()).hexdigest(), plain)
+    return Identity(_sha256(_dumps(plain)), plain)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -110,7 +110,7 @@ def fingerprint(path: Path, companions: Sequence[Path] = ()) -> str:
     parts = [_ends(path)]
     for other in sorted(set(companions) - {path}):
         parts.append(f"{other.name}\0{_ends(other)}")
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return _sha256("\n".join(parts))
 
 
 def _chosen(config: Any) -> dict[str, Any]:
@@ -147,13 +147,19 @@ def _canonical(value: Any) -> Any:
         return sorted(items, key=_dumps) if isinstance(value, set | frozenset) else items
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _canonical(getattr(value, f.name)) for f in fields(value)}
-    raise ConfigError(f"{value!r} cannot be part of an identity: use numbers, text, lists, mappings.")
+    raise ConfigError(
+        f"{value!r} cannot be part of an identity: use numbers, text, lists, mappings."
+    )
 
 
 def _number(value: float) -> float | int:
     if not math.isfinite(value):
         raise ConfigError(f"{value} cannot be part of an identity: only finite numbers can.")
     return int(value) if value.is_integer() else value
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _dumps(value: Any) -> str:

@@ -114,7 +114,10 @@ def publish_slide(
     job = _Publication(final, writer, spec, content)
     for _ in range(_ATTEMPTS):
         try:
-            job.replace() if force else job.complete()
+            if force:
+                job.replace()
+            else:
+                job.complete()
         except (_Overtaken, NameTakenError):
             continue
         return
@@ -168,11 +171,7 @@ class _Publication:
 
     def replace(self) -> None:
         """Publish a slide in place of another, which may be damaged."""
-        try:
-            found = self._look()
-        except StoreError:
-            found = None
-        self._create(found, overwrite=True)
+        self._create(self._look_tolerantly(), overwrite=True)
 
     def _create(self, found: _Snapshot | None, *, overwrite: bool = False) -> None:
         with publish(self.final, layout=self.spec.layout, replace=overwrite) as private:
@@ -180,7 +179,8 @@ class _Publication:
             for name, attributes in self._carried(found).items():
                 with self.writer.open_stored(self.final) as stored:
                     self._add(private, name, FeatureSet(StoredSource(stored, name), attributes))
-            self._settle(private, found, tolerant=overwrite)
+            self._flush(private)
+            _hold(found, self._look_tolerantly() if overwrite else self._look())
 
     def _build(self, private: Path) -> None:
         content = self.content
@@ -195,6 +195,11 @@ class _Publication:
         with wrap_errors(self.final):
             self.writer.add_features(private, name, features.source, attributes)
 
+    def _flush(self, private: Path) -> None:
+        # Before the last look, so that hardly any time passes between it and the rename.
+        with wrap_errors(self.final):
+            flush(private)
+
     def _carried(self, found: _Snapshot | None) -> Mapping[str, Mapping[str, Any]]:
         if found is None or not self._is_same(found):
             return {}
@@ -204,16 +209,19 @@ class _Publication:
         with publish(self.final) as private:
             with wrap_errors(self.final):
                 shutil.copyfile(self.final, private)
+            _hold(found, self._look(private))
             for name in missing:
                 self._add(private, name, self.content.features[name])
-            self._settle(private, found)
+            self._flush(private)
+            _hold(found, self._look())
 
     def _extend_folder(self, found: _Snapshot, missing: list[str]) -> None:
         features = self.final / "features"
         with self._skeleton() as private:
             for name in missing:
                 self._add(private, name, self.content.features[name])
-                self._settle(private / "features" / name, found, slide_only=True)
+                self._flush(private / "features" / name)
+                _hold(found, self._look(), slide_only=True)
                 with wrap_errors(self.final):
                     rename_new(private / "features" / name, features / name)
                     flush_folder(features)
@@ -231,39 +239,24 @@ class _Publication:
         finally:
             remove(private)
 
-    def _settle(
-        self,
-        private: Path,
-        found: _Snapshot | None,
-        *,
-        slide_only: bool = False,
-        tolerant: bool = False,
-    ) -> None:
-        """Put what was built on disk, then see that nobody published since we looked."""
-        with wrap_errors(self.final):
-            flush(private)
-        try:
-            now = self._look()
-        except StoreError:
-            if not tolerant:
-                raise
-            now = None
-        before, after = (s.token if s else None for s in (found, now))
-        if slide_only:  # each feature set is a folder by itself
-            before, after = (token and token[:1] for token in (before, after))
-        if before != after:
-            raise _Overtaken
-
-    def _look(self) -> _Snapshot | None:
-        if not self.final.exists():
+    def _look(self, path: Path | None = None) -> _Snapshot | None:
+        path = path or self.final
+        if not path.exists():
             return None
         try:
-            with self.writer.open_stored(self.final) as stored:
+            with self.writer.open_stored(path) as stored:
                 return _snapshot(stored)
         except StoreError:
-            if not self.final.exists():  # replaced by another job at this moment
+            if not path.exists():  # replaced by another job at this moment
                 return None
             raise
+
+    def _look_tolerantly(self) -> _Snapshot | None:
+        """Look, and take what cannot be read for nothing: it is about to be replaced."""
+        try:
+            return self._look()
+        except StoreError:
+            return None
 
     def _compare(self, found: _Snapshot) -> list[str]:
         """List the features that a published slide lacks, after seeing that they belong to it."""
@@ -289,14 +282,25 @@ class _Publication:
         return same and np.array_equal(found.coords, self.content.coords)
 
 
+def _hold(before: _Snapshot | None, after: _Snapshot | None, *, slide_only: bool = False) -> None:
+    """See that nobody published between two looks.
+
+    Raises:
+        _Overtaken: If somebody did.
+    """
+    old, new = (snapshot.token if snapshot else () for snapshot in (before, after))
+    if slide_only:  # in a folder each feature set is published by itself
+        old, new = old[:1], new[:1]
+    if old != new:
+        raise _Overtaken
+
+
 def _snapshot(stored: StoredSlide) -> _Snapshot:
     features = {name: stored.feature_attributes(name) for name in stored.feature_names()}
     return _Snapshot(stored.coords, stored.attributes, features)
 
 
-def _check_identity(
-    what: str, old: Mapping[str, Any], new: Mapping[str, Any], other: str
-) -> None:
+def _check_identity(what: str, old: Mapping[str, Any], new: Mapping[str, Any], other: str) -> None:
     if old.get(IDENTITY) != new.get(IDENTITY):
         raise IdentityError(
             f"{what} by another configuration: {difference(parse_fields(old), parse_fields(new))}. "

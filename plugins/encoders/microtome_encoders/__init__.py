@@ -1,1 +1,29 @@
-"""encoders."""
+"""Encoders: handcrafted statistics, any model of timm or torchvision, and a catalogue of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from microtome.plugin.hookspecs import hookimpl
+from microtome.plugin.specs import EncoderSpec
+from microtome_encoders.catalogue import TIMM, TORCHVISION, catalogue, torch_spec
+from microtome_encoders.options import ModelConfig
+from microtome_encoders.patch.columns import HANDCRAFTED_CARD
+
+
+@hookimpl
+def microtome_encoders() -> Iterator[EncoderSpec]:
+    """Register the embedded default, the two libraries and the catalogue."""
+    yield EncoderSpec(
+        name="handcrafted",
+        target="microtome_encoders.patch.handcrafted:HandcraftedEncoder",
+        summary="Stain, colour, texture and nuclear-density statistics; no torch, no download",
+        requires=("cv2",),
+        install="pip install opencv-python-headless",
+        card=HANDCRAFTED_CARD,
+    )
+    yield torch_spec("timm", TIMM, "Any model of timm by name", config=ModelConfig)
+    yield torch_spec(
+        "torchvision", TORCHVISION, "Any classifier of torchvision by name", config=ModelConfig
+    )
+    yield from catalogue()

@@ -1,1 +1,87 @@
-"""readers."""
+"""Slide readers: OpenSlide, cuCIM, TIFF through tifffile, and plain images through Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from microtome.plugin import ReaderSpec, hookimpl, runtime
+
+
+@dataclass
+class OpenSlideConfig:
+    """Options of the ``openslide`` reader."""
+
+    cache_mb: int = runtime(64, help="Decoded tiles that OpenSlide keeps per slide, in MiB.")
+
+
+@dataclass
+class CucimConfig:
+    """Options of the ``cucim`` reader."""
+
+    probe_timeout: float = runtime(
+        60.0, help="Seconds that the child process which tries a file first may take."
+    )
+
+
+@dataclass
+class TiffConfig:
+    """Options of the ``tiff`` reader."""
+
+    cache_mb: int = runtime(64, help="Decoded tiles and strips kept per slide, in MiB.")
+
+
+@dataclass
+class PillowConfig:
+    """Options of the ``pillow`` reader."""
+
+    max_megapixels: float = runtime(
+        500.0, help="Larger images are refused, since a plain image is decoded as a whole."
+    )
+
+
+@hookimpl
+def microtome_readers() -> Iterator[ReaderSpec]:
+    """Register this room's readers."""
+    yield ReaderSpec(
+        name="openslide",
+        target="microtome_readers.openslide_reader:OpenSlideReader",
+        summary="Whole-slide formats through OpenSlide",
+        config=OpenSlideConfig,
+        requires=("openslide",),
+        install="pip install openslide-python openslide-bin",
+        extensions=(
+            *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs"),
+            *(".bif", ".biff", ".dcm", ".dicom", ".svslide"),
+        ),
+        priority=100,
+    )
+    yield ReaderSpec(
+        name="tiff",
+        target="microtome_readers.tiff_reader:TiffReader",
+        summary="Flat and tiled TIFF through tifffile, what OpenSlide refuses too",
+        config=TiffConfig,
+        requires=("tifffile", "imagecodecs", "cv2"),
+        install="pip install tifffile imagecodecs opencv-python-headless",
+        extensions=(".tif", ".tiff", ".svs"),
+        priority=50,
+    )
+    yield ReaderSpec(
+        name="cucim",
+        target="microtome_readers.cucim_reader:CucimReader",
+        summary="Tiled JPEG and JPEG 2000 TIFF through cuCIM, the fastest on those",
+        config=CucimConfig,
+        requires=("cucim", "tifffile", "imagecodecs", "cv2"),
+        install="pip install 'microtome[cucim]'",
+        extensions=(".svs", ".tif", ".tiff"),
+        priority=10,
+    )
+    yield ReaderSpec(
+        name="pillow",
+        target="microtome_readers.pillow_reader:PillowReader",
+        summary="Plain images through Pillow",
+        config=PillowConfig,
+        requires=("PIL",),
+        install="pip install pillow",
+        extensions=(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"),
+    )

@@ -1,1 +1,100 @@
-"""writers."""
+"""Writers: HDF5 and Zarr stores, and PNG tile images. Cheap to import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from microtome.plugin import WriterSpec, hookimpl, option, runtime
+
+
+class Hdf5Compression(Enum):
+    """Filters that every HDF5 library can read."""
+
+    none = "none"
+    gzip = "gzip"
+    lzf = "lzf"
+
+
+class ZarrCompression(Enum):
+    """Codecs that every Zarr library can read."""
+
+    none = "none"
+    zstd = "zstd"
+    gzip = "gzip"
+
+
+@dataclass
+class Hdf5Config:
+    """Options of the ``hdf5`` writer."""
+
+    compression: Hdf5Compression = runtime(  # noqa: RUF009 - an enum is immutable
+        Hdf5Compression.none,
+        help="none, gzip or lzf. Features hardly shrink, and plain ones read fastest.",
+    )
+    passports: bool = option(
+        False,
+        help="Also write the dataset `passports`, one line of text a tile, for old readers.",
+    )
+
+
+@dataclass
+class ZarrConfig:
+    """Options of the ``zarr`` writer."""
+
+    compression: ZarrCompression = runtime(  # noqa: RUF009 - an enum is immutable
+        ZarrCompression.none,
+        help="none, zstd or gzip. Features hardly shrink, and plain ones read fastest.",
+    )
+    shard_mb: int = runtime(
+        64, help="Size of a file in MiB: one holds many chunks. A shard is held in memory once."
+    )
+
+
+@dataclass
+class PngConfig:
+    """Options of the ``png`` writer."""
+
+    compression_level: int = runtime(
+        6, help="0 (large, fast) to 9 (small, slow). The pixels are the same."
+    )
+
+
+@hookimpl
+def microtome_writers() -> Iterator[WriterSpec]:
+    """Register the built-in writers."""
+    yield WriterSpec(
+        name="hdf5",
+        target="microtome_writers.hdf5:Hdf5Writer",
+        summary="One HDF5 file a slide, in the layout that AtlasPatch's readers know",
+        config=Hdf5Config,
+        requires=("h5py",),
+        install="pip install h5py",
+        consumes="features",
+        suffix=".h5",
+        layout="file",
+    )
+    yield WriterSpec(
+        name="zarr",
+        target="microtome_writers.zarr:ZarrWriter",
+        summary="One Zarr v3 group a slide, with the same content",
+        config=ZarrConfig,
+        requires=("zarr",),
+        install="pip install 'zarr>=3.0.8'",
+        consumes="features",
+        suffix=".zarr",
+        layout="directory",
+    )
+    yield WriterSpec(
+        name="png",
+        target="microtome_writers.png:PngWriter",
+        summary="A folder of PNG tile images a slide",
+        config=PngConfig,
+        requires=("PIL",),
+        install="pip install pillow",
+        consumes="pixels",
+        suffix="",
+        layout="directory",
+        folder="images",
+    )

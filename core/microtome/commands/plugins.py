@@ -1,0 +1,87 @@
+"""List the plugins: available, what to install, broken."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from microtome.errors import ConfigError
+from microtome.plugin.registry import Registered, Registry, get_registry
+from microtome.plugin.specs import SPECS
+
+
+def main(argv: list[str]) -> int:
+    """Print every plugin with its distribution and whether it can be used."""
+    parser = argparse.ArgumentParser("microtome plugins", description=__doc__)
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(SPECS)}")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    args = parser.parse_args(argv)
+    if args.kind is not None and args.kind not in SPECS:
+        near = difflib.get_close_matches(args.kind, SPECS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"There is no kind of plugin named {args.kind!r}.{hint} Available: {', '.join(SPECS)}."
+        )
+    registry = get_registry()
+    kinds = [args.kind] if args.kind else list(SPECS)
+    if args.json:
+        sys.stdout.write(json.dumps(_record(registry, kinds), indent=2, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(_listing(registry, kinds))
+    return 0
+
+
+def _record(registry: Registry, kinds: list[str]) -> dict[str, Any]:
+    return {
+        **{kind: [_describe(entry) for entry in registry.entries(kind)] for kind in kinds},
+        "broken": [vars(broken) for broken in registry.broken],
+    }
+
+
+def _describe(entry: Registered) -> dict[str, Any]:
+    missing = entry.missing
+    return {
+        "name": entry.spec.name,
+        "distribution": entry.distribution,
+        "summary": entry.spec.summary,
+        "available": not missing,
+        "missing": list(missing),
+        "install": _install(entry, missing) if missing else None,
+    }
+
+
+def _install(entry: Registered, missing: tuple[str, ...]) -> str:
+    return entry.spec.install or f"pip install {' '.join(missing)}"
+
+
+def _listing(registry: Registry, kinds: list[str]) -> str:
+    sections = []
+    for kind in kinds:
+        entries = registry.entries(kind)
+        rows = [(e.spec.name, e.distribution, _state(e), e.spec.summary) for e in entries]
+        sections.append(_columns(f"{kind} ({len(rows)})", rows))
+    if registry.broken:
+        broken = [(b.name, b.distribution, "broken", b.reason) for b in registry.broken]
+        sections.append(_columns(f"broken ({len(broken)})", broken))
+    return "\n\n".join(sections) + "\n"
+
+
+def _state(entry: Registered) -> str:
+    missing = entry.missing
+    if not missing:
+        return "available"
+    return f"needs {', '.join(missing)}: {_install(entry, missing)}"
+
+
+def _columns(title: str, rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([title, *lines])

@@ -1,0 +1,147 @@
+"""The command line's entry: answers what needs no Hydra, then composes and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from microtome.config import argv as command_line
+from microtome.errors import ConfigError, MicrotomeError, UnknownPluginError
+from microtome.plugin.registry import get_registry
+from microtome.plugin.specs import SPECS
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CANNOT_START = 1
+BAD_COMMAND_LINE = 2
+INTERRUPTED = 130
+OUTCOME = "outcome.json"
+
+# The mildest first: all done, slides left to other workers, failed slides, no start at all.
+_SEVERITY = (0, 4, 3, CANNOT_START, BAD_COMMAND_LINE, INTERRUPTED, 143)
+
+
+def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Answer a command line that is no verb.
+
+    Args:
+        argv: The words without the program's name; those of the process if None.
+        verbs: Summaries of the verbs by name, for the help page.
+
+    Returns:
+        The exit code: 0 all done or empty, 1 cannot start, 2 bad command line, 3 failed or
+        quarantined slides, 4 slides still held by other workers, 130 or 143 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    own = words[: words.index("--")] if "--" in words else words
+    if not words or {"-h", "--help"} & set(own):
+        from microtome.config.help import page
+
+        return say(page(get_registry(), verbs))
+    if "--version" in own:
+        from microtome import __version__
+
+        return say(f"microtome {__version__}\n")
+    if "-sc" in own or "--shell-completion" in own:
+        return _complete(words)
+    command_line.refuse_lone_verb(words[0], verbs)
+    registry = get_registry()
+    line = command_line.parse(words, {kind: registry.names(kind) for kind in SPECS})
+    return _run(line)
+
+
+def say(text: str) -> int:
+    """Print a text that was asked for."""
+    sys.stdout.write(text)
+    return 0
+
+
+def report(error: MicrotomeError, *, job: str = "") -> int:
+    """Print an error as one line, with its traceback if ``MICROTOME_DEBUG=1``.
+
+    Args:
+        error: What went wrong.
+        job: Which job of a sweep.
+
+    Returns:
+        The exit code that goes with it.
+    """
+    if os.environ.get("MICROTOME_DEBUG") == "1":
+        traceback.print_exception(error)
+    sys.stderr.write(f"microtome: {job}{error}\n")
+    return BAD_COMMAND_LINE if isinstance(error, ConfigError | UnknownPluginError) else CANNOT_START
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Choose the exit code of several runs."""
+    rank = {code: place for place, code in enumerate(_SEVERITY)}
+    return max(codes, key=lambda code: rank.get(code, len(rank)), default=0)
+
+
+def _run(line: command_line.CommandLine) -> int:
+    from microtome.config import hydra_bridge
+    from microtome.config.refusals import HYDRA_ERRORS, refusal
+
+    registry = get_registry()
+    try:
+        folder = hydra_bridge.run(line, do_job, registry)
+    except HYDRA_ERRORS as error:
+        raise refusal(error, registry) from error
+    return worst(_outcomes(folder)) if folder else 0
+
+
+def do_job(cfg: DictConfig) -> None:
+    """Do one composed run and leave its outcome in its folder.
+
+    It raises for no slide and no run: Hydra would stop the rest of a sweep, and loses what a
+    job returns.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from microtome.config.schema import to_run_config
+    from microtome.run.runner import run
+
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    error = None
+    try:
+        code = run(to_run_config(cfg, run_dir))
+    except MicrotomeError as caught:
+        sweep = job.mode is not None and job.mode.name == "MULTIRUN"
+        label = f"job {job.job.num} ({', '.join(job.overrides.task)}): " if sweep else ""
+        error, code = str(caught), report(caught, job=label)
+    except KeyboardInterrupt as interrupt:
+        _leave(run_dir, _interrupted(interrupt), "interrupted")
+        raise
+    _leave(run_dir, code, error)
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    return int(getattr(interrupt, "exit_code", INTERRUPTED))
+
+
+def _leave(run_dir: Path, code: int, error: str | None) -> None:
+    text = json.dumps({"exit_code": code, "error": error}, ensure_ascii=False)
+    (run_dir / OUTCOME).write_text(text + "\n", encoding="utf-8")
+
+
+def _outcomes(folder: Path) -> list[int]:
+    """Read how the run, or each job of the sweep, ended."""
+    found = [*folder.glob(OUTCOME), *folder.glob(f"*/{OUTCOME}")]
+    return [int(json.loads(path.read_text(encoding="utf-8"))["exit_code"]) for path in found]
+
+
+def _complete(words: list[str]) -> int:
+    """Let Hydra complete a line, from which it is spared the slides."""
+    if "COMP_LINE" in os.environ:
+        os.environ["COMP_LINE"] = command_line.keep_overrides(os.environ["COMP_LINE"])
+    flags = tuple(word for word in words if word.startswith("-"))
+    rest = tuple(word for word in words if not word.startswith("-"))
+    return _run(command_line.CommandLine(flags, rest, multirun=False))

@@ -1,0 +1,227 @@
+"""Rewrites the command line into words that Hydra's grammar takes.
+
+Real slide names (``slide (1).svs``, ``a,b.svs``, ``x=1.svs``, ``naïve 切片.svs``) break that
+grammar or are changed by it, so paths are recognised first and quoted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from microtome.config.options import SEVERAL, RunOptions, is_path_key
+from microtome.errors import ConfigError
+
+Names = Mapping[str, Collection[str]]
+"""The installed plugins' names by kind."""
+
+# Hydra's flags, with the number of words that each takes; None for an optional one.
+_FLAGS: Mapping[str, int | None] = {
+    "-m": 0, "--multirun": 0, "-r": 0, "--run": 0, "-c": 1, "--cfg": 1, "--resolve": 0,
+    "-p": 1, "--package": 1, "-i": None, "--info": None, "-cd": 1, "--config-dir": 1,
+    "-cn": 1, "--config-name": 1, "-cp": 1, "--config-path": 1, "--hydra-help": 0,
+    "-sc": 0, "--shell-completion": 0,
+}  # fmt: skip
+# Of these, one at most: each says what Hydra is to do.
+_DOES = {
+    "-m": "--multirun", "-r": "--run", "-c": "--cfg", "-i": "--info", "-sc": "--shell-completion",
+}  # fmt: skip
+_INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
+_KEY = re.compile(
+    r"(?P<sign>\+{0,2}|~)(?P<key>[A-Za-z_][\w-]*(?:[./][\w-]+)*)(?P<package>@[\w.-]*)?=", re.ASCII
+)
+_SWEEP = re.compile(r".*,|(choice|range|interval|glob)\(", re.DOTALL)
+# Characters that Hydra's grammar has no token for outside quotes.
+_NO_TOKEN = re.compile(r"[^\x20-\x7e]|[&;<>#!^`]")
+_LANDING = 0.7  # how alike two names are for one to be meant by the other
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words that Hydra is given.
+
+    Attributes:
+        flags: Hydra's own.
+        overrides: ``key=value``, paths quoted.
+        multirun: Whether the run is a sweep.
+    """
+
+    flags: tuple[str, ...]
+    overrides: tuple[str, ...]
+    multirun: bool
+
+
+def parse(words: Sequence[str], names: Names) -> CommandLine:
+    """Tell flags, overrides and slides apart and quote what is a path.
+
+    A word is a slide if it has no ``key=``, exists as a file or folder, is a pattern that
+    matches some, or stands behind ``--``.
+
+    Args:
+        words: The command line without the program's name.
+        names: The installed plugins.
+
+    Raises:
+        ConfigError: If a flag is unknown or lacks its value, or a sweep goes over ``output``.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    slides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            slides += rest
+        elif word.startswith("-") and len(word) > 1 and not _exists(word):
+            flags += _flag(word, rest)
+        elif (match := _KEY.match(word)) is None or _exists(word):
+            slides.append(word)
+        elif match["key"] == "slides":
+            slides += _items(word[match.end() :])
+        else:
+            overrides.append(word)
+    given = {name: _DOES.get(name, name) for name in (flag.partition("=")[0] for flag in flags)}
+    _refuse_contradiction(set(given.values()))
+    multirun = "--multirun" in given.values()
+    overrides = [_override(word, names, multirun) for word in overrides]
+    if slides:
+        overrides.append(f"slides=[{','.join(map(literal, slides))}]")
+    return CommandLine(tuple(flags), tuple(overrides), multirun)
+
+
+def literal(text: str) -> str:
+    """Quote a text so that Hydra and OmegaConf give back exactly that text."""
+    return "'" + re.sub(r"(\\*)('|\Z)", _double, escape(text)) + "'"
+
+
+def escape(text: str) -> str:
+    """Escape interpolations, so that OmegaConf gives back exactly that text."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def keep_overrides(line: str) -> str:
+    """Leave out the slides of a line that is being completed: Hydra cannot read them.
+
+    Args:
+        line: The program's name and the words so far, the last one perhaps unfinished.
+    """
+    words = re.split(r"\s+", line.lstrip())
+    kept = [word for word in words[1:-1] if _KEY.match(word) or word in _FLAGS]
+    return " ".join([*words[:1], *kept, words[-1]] if len(words) > 1 else words)
+
+
+def refuse_lone_verb(word: str, verbs: Collection[str]) -> None:
+    """Refuse a first word that is neither a slide nor a verb but almost a verb.
+
+    Raises:
+        ConfigError: With the verb that was meant.
+    """
+    near = difflib.get_close_matches(word, verbs, 1, _LANDING)
+    if near and word.isidentifier() and not _exists(word):
+        raise ConfigError(
+            f"There is no command and no slide named {word!r}. Did you mean 'microtome {near[0]}'?"
+        )
+
+
+def _double(match: re.Match[str]) -> str:
+    """Double the backslashes before a quote or the end, and escape the quote."""
+    return match[1] * 2 + ("\\'" if match[2] else "")
+
+
+def _exists(word: str) -> bool:
+    """Tell whether a word names something on disk, itself or as a pattern."""
+    if os.path.lexists(word):
+        return True
+    return glob.has_magic(word) and bool(glob.glob(word))  # noqa: PTH207 - absolute patterns too
+
+
+def _flag(word: str, rest: Iterator[str]) -> list[str]:
+    name, equals, _ = word.partition("=")
+    if name not in _FLAGS:
+        raise ConfigError(_unknown_flag(name))
+    takes = _FLAGS[name]
+    if equals or takes == 0:
+        return [word]
+    value = next(rest, None)
+    if value is None and takes == 1:
+        raise ConfigError(f"The flag {name} needs a value behind it.")
+    if takes is None and value not in _INFO:
+        raise ConfigError(f"The flag {name} takes one of {', '.join(sorted(_INFO))}.")
+    return [word, str(value)]
+
+
+def _refuse_contradiction(flags: Collection[str]) -> None:
+    does = sorted(set(_DOES.values()) & set(flags))
+    if len(does) > 1:
+        raise ConfigError(f"The flags {' and '.join(does)} exclude each other.")
+    if "--resolve" in flags and "--cfg" not in flags:
+        raise ConfigError("The flag --resolve goes with --cfg job: it shows, it does not run.")
+
+
+def _unknown_flag(name: str) -> str:
+    key = name.strip("-").replace("-", "_")
+    keys = [option.name for option in fields(RunOptions)]
+    if near := difflib.get_close_matches(key, keys, 1, _LANDING):
+        return f"There is no flag {name}: options have no dashes, as in {near[0]}=…"
+    known = [*_FLAGS, "--help", "--version"]
+    near = difflib.get_close_matches(name, known, 1, _LANDING)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"There is no flag {name}.{hint} A slide of that name goes behind -- or is written ./{name}"
+    )
+
+
+def _items(value: str) -> list[str]:
+    """Read the value of ``slides=``: one path, or a bracketed list of simple ones."""
+    if not (value.startswith("[") and value.endswith("]")) or _exists(value):
+        return [_home(value)] if value else []
+    items = (item.strip() for item in value[1:-1].split(","))
+    return [_home(item.strip("'\"")) for item in items if item]
+
+
+def _override(word: str, names: Names, multirun: bool) -> str:
+    match = _KEY.match(word)
+    if match is None or match["sign"] == "~":
+        return word
+    key, value = match["key"], word[match.end() :]
+    head = match[0]
+    if key == "preset" and not match["sign"]:
+        return "+" + word  # no preset is chosen by default, which is Hydra's reason for the plus
+    if is_path_key(key):
+        if key == "output" and multirun and _SWEEP.match(value) and not Path(value).is_dir():
+            raise ConfigError(
+                f"output={value} would sweep over the output, which all jobs share. Name one "
+                "folder; each tiling gets its own below it with tiler.name=auto."
+            )
+        return head + (literal(_home(value)) if value not in ("", "null") else "null")
+    if key in names:
+        return head + _canonical(value, names[key])
+    if _NO_TOKEN.search(value) and value[:1] not in "[{'\"":
+        return head + literal(value)
+    return _canonical_key(head, names) + value
+
+
+def _home(path: str) -> str:
+    """Expand a leading ``~/``, which a shell leaves alone behind ``key=``."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
+
+
+def _canonical(value: str, known: Collection[str]) -> str:
+    """Give plugin names their own case: ``ResNet50`` is ``resnet50``."""
+
+    def rename(match: re.Match[str]) -> str:
+        return match[0].lower() if match[0].lower() in known else match[0]
+
+    return re.sub(r"\w+", rename, value)
+
+
+def _canonical_key(head: str, names: Names) -> str:
+    for kind in SEVERAL:
+        match = re.match(rf"(\+{{0,2}}{kind}\.)(\w+)(\..+)", head)
+        if match and match[2].lower() in names.get(kind, ()):
+            return match[1] + match[2].lower() + match[3]
+    return head

@@ -1,0 +1,125 @@
+"""Puts what Hydra and OmegaConf refuse into one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from hydra.errors import (  # noqa: TID253 - imported when Hydra already is
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from microtome.errors import ConfigError, MicrotomeError
+from microtome.plugin.registry import Registry
+from microtome.plugin.specs import SPECS
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+"""What Hydra raises over a command line."""
+
+_MANY = 24
+_AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<word>(?P<key>[^=]+)=(?P<value>.*))'")
+_SWEEP = re.compile(r"Sweep parameters '(.*)' requires --multirun", re.DOTALL)
+_APPEND = re.compile(r"Could not (?:append|add) .*\n.*already at '([^']+)'", re.DOTALL)
+_NO_GROUP = re.compile(r"config group '([^']+)' does not\s+exist")
+_NO_DEFAULT = re.compile(r"Could not override '([^']+)'.\s*No match in the defaults list")
+
+
+def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
+    """Find the error to show for one that came out of Hydra.
+
+    Args:
+        error: What Hydra raised.
+        registry: The plugins, for names near the one that is wrong.
+
+    Returns:
+        The microtome error in its chain of causes, else a `ConfigError` with one sentence.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, MicrotomeError):
+            return link
+    for link in chain:
+        if sentence := _sentence(link, registry):
+            return ConfigError(sentence)
+    text = next((str(link) for link in chain if str(link).strip()), type(error).__name__)
+    return ConfigError(" ".join(re.sub(r"\n\s*(full_key|object_type).*", "", text).split()))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _sentence(error: BaseException, registry: Registry) -> str | None:
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is not a value that can be read. Quote one with special "
+            "characters twice: \"key='a, b'\"."
+        )
+    if isinstance(error, MissingConfigException):
+        return _no_config(error, registry)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=… must be given."
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return _no_key(error)
+    return _by_text(str(error), registry)
+
+
+def _by_text(text: str, registry: Registry) -> str | None:
+    if match := _AMBIGUOUS.search(text):
+        several = f"{match['key']}=[{match['value']}]"
+        return f"{match['word']} is a sweep: write {several} for one run with all, or add -m."
+    if match := _SWEEP.search(text):
+        return f"{match[1]} is a sweep: add -m."
+    if match := _APPEND.search(text):
+        return f"{match[1]} exists already: leave out the plus."
+    if match := _NO_GROUP.search(text):
+        return _unknown("kind of plugin", match[1], SPECS)
+    if match := _NO_DEFAULT.search(text):
+        return f"Nothing is chosen for {match[1]}: write +{match[1]}=NAME to add it."
+    return None
+
+
+def _no_config(error: MissingConfigException, registry: Registry) -> str | None:
+    path = error.missing_cfg_file or ""
+    kind, slash, name = path.partition("/")
+    if not slash:
+        return f"There is no configuration named {path!r}."
+    for broken in registry.broken:
+        if name in broken.name.split():
+            return f"The {kind} {name!r} of {broken.distribution} is broken: {broken.reason}"
+    return _unknown(kind, name, error.options or ())
+
+
+def _no_key(error: ConfigAttributeError | ConfigKeyError) -> str | None:
+    parent, key = error.parent_node, str(error.key)
+    if not isinstance(parent, DictConfig):
+        return None
+    known = [str(name) for name in parent if name not in ("hydra", "plugin")]
+    where = str(parent._get_full_key(None) or "")
+    if where in ("encoder", "writer"):
+        chosen = ", ".join(known) or "none"
+        return f"No {where} {key!r} is chosen, only {chosen}: add it with {where}=[…,{key}]."
+    return _unknown(f"option of {where}" if where else "option", key, known)
+
+
+def _unknown(what: str, name: str, available: Iterable[str]) -> str:
+    """Phrase the error for a name that does not exist, short where there are many that do."""
+    available = sorted(available)
+    near = difflib.get_close_matches(name.lower(), available, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(available) or "none"
+    if len(available) > _MANY:
+        listed = f"{len(available)}, listed by `microtome plugins {what}`"
+    return f"There is no {what} named {name!r}.{hint} Available: {listed}."

@@ -1,0 +1,319 @@
+"""Turns a composed configuration into a frozen `RunConfig`, refusing what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from microtome.config.argv import escape
+from microtome.config.options import (
+    SEVERAL,
+    SINGLE,
+    EncoderOptions,
+    RunOptions,
+    TilerOptions,
+    default_of,
+    help_of,
+    phrase,
+    type_of,
+)
+from microtome.errors import ConfigError
+from microtome.plugin import EncoderSpec, NoConfig, PluginSpec
+from microtome.plugin.registry import Registry, get_registry, unknown
+from microtome.plugin.specs import SPECS
+from microtome.run.settings import (
+    OVERLAYS,
+    Choice,
+    EncoderChoice,
+    FilterSettings,
+    RunConfig,
+    TissueSettings,
+)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+AUTO = "auto"
+"""The reader that is no plugin: the registry's readers in turn."""
+
+_RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
+_SECTIONS: Mapping[str, type] = {"tissue": TissueSettings, "filter": FilterSettings}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def options_node() -> dict[str, Any]:
+    """Give the top of the configuration at its defaults, as plain values."""
+    return defaults(RunOptions) | {kind: {} for kind in SEVERAL}
+
+
+def plugin_node(spec: PluginSpec) -> dict[str, Any]:
+    """Give a plugin's node at its defaults, as plain values."""
+    own = {k: v for k, v in defaults(spec.config).items() if k not in _fixed(spec)}
+    return {"plugin": spec.name} | own | defaults(_RUN_OWNS.get(spec.kind, NoConfig))
+
+
+def defaults(schema: type) -> dict[str, Any]:
+    """Give a dataclass's defaults as plain values; ``???`` where it has none."""
+    return {field.name: _plain(default_of(field)) for field in fields(schema)}
+
+
+def to_run_config(
+    cfg: DictConfig, run_dir: Path | None = None, registry: Registry | None = None
+) -> RunConfig:
+    """Read a composed configuration.
+
+    Args:
+        cfg: The composed configuration, without the ``hydra`` node.
+        run_dir: The run's own folder.
+        registry: The plugins; those installed if None.
+
+    Raises:
+        ConfigError: If a key is unknown, a value is no good or a node names no plugin.
+        UnknownPluginError: If a node names a plugin that is not installed.
+    """
+    registry = registry or get_registry()
+    values = _resolve(cfg)
+    nodes = {kind: values.pop(kind, None) for kind in (*SINGLE, *SEVERAL)}
+    sections = {
+        name: typed(schema, values.pop(name, {}), name) for name, schema in _SECTIONS.items()
+    }
+    options: RunOptions = typed(RunOptions, values)
+    if not options.slides:
+        raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
+    reader, segmenter, tiler = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
+    return RunConfig(
+        slides=tuple(options.slides),
+        output=Path(options.output),
+        run_dir=run_dir,
+        task=options.task.name,
+        recursive=options.recursive,
+        formats=options.formats.name,
+        slide_id=options.slide_id.name,
+        mpp=_positive("mpp", options.mpp),
+        mpp_csv=Path(options.mpp_csv) if options.mpp_csv else None,
+        tiling=_tiling(nodes["tiler"]),
+        reader=reader,
+        segmenter=segmenter,
+        tiler=tiler,
+        encoders=tuple(_encoders(nodes["encoder"], options, registry)),
+        writers=tuple(_several("writer", nodes["writer"], registry)),
+        feature_dtype=options.feature_dtype.name,
+        visualize=_overlays(options.visualize),
+        force=options.force,
+        batch_size=_positive("batch_size", options.batch_size),
+        threads=_positive("threads", options.threads),
+        resolved=MappingProxyType(_resolve(cfg)),
+        **sections,
+    )
+
+
+def typed(schema: type, values: Any, where: str = "") -> Any:
+    """Make an instance of a dataclass from plain values, refusing what does not fit.
+
+    Args:
+        schema: Any dataclass whose types OmegaConf knows.
+        values: By field; fields left out keep their defaults.
+        where: The node's key, for the messages.
+
+    Raises:
+        ConfigError: If a field is unknown, has a wrong type or is required and missing.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}={values} is not a mapping of options.")
+    known = get_type_hints(schema)
+    try:
+        node = OmegaConf.structured(schema)
+        OmegaConf.set_readonly(node, False)
+        OmegaConf.set_struct(node, True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"The options of {where} are declared in a way that OmegaConf cannot hold: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    for name, value in values.items():
+        if name not in known:
+            what = f"option of {where}" if where else "option"
+            raise ConfigError(unknown(what, str(name), sorted(known)))
+        try:
+            node[name] = _escaped(value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{prefix}{name}={value} does not fit: it takes {phrase(known[name])}."
+            ) from error
+    try:
+        return OmegaConf.to_object(node)
+    except MissingMandatoryValue as error:
+        missing = [f.name for f in fields(schema) if OmegaConf.is_missing(node, f.name)]
+        raise ConfigError(f"{prefix}{missing[0]}=… must be given.") from error
+
+
+def options_table(registry: Registry | None = None) -> str:
+    """Write every option with its type, default and help as Markdown tables."""
+    registry = registry or get_registry()
+    parts = ["## Run", _table(RunOptions, "", leave=tuple(_SECTIONS))]
+    for name, schema in _SECTIONS.items():
+        parts += [f"## `{name}`", _table(schema, f"{name}.")]
+    for kind in SPECS:
+        parts.append(f"## `{kind}`")
+        if kind in _RUN_OWNS:
+            prefix = f"{kind}.NAME." if kind in SEVERAL else f"{kind}."
+            parts += [f"Every {kind} has these.", _table(_RUN_OWNS[kind], prefix)]
+        for entry in registry.entries(kind):
+            spec = entry.spec
+            prefix = f"{kind}.{spec.name}." if kind in SEVERAL else f"{kind}."
+            leave = (*_fixed(spec), *(f.name for f in fields(_RUN_OWNS.get(kind, NoConfig))))
+            parts.append(f"### `{kind}={spec.name}`\n\n{spec.summary.rstrip('.')}.")
+            if any(f.name not in leave for f in fields(spec.config)):
+                parts.append(_table(spec.config, prefix, leave=leave))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(schema: type, prefix: str, *, leave: tuple[str, ...] = ()) -> str:
+    helps = help_of(schema)
+    rows = ["| option | type | default | |", "|---|---|---|---|"]
+    for name, default in defaults(schema).items():
+        if name not in leave:
+            shown = {"???": "required", "": "empty"}.get(str(default), f"`{_yaml(default)}`")
+            cells = (f"`{prefix}{name}`", type_of(schema, name), shown, helps[name])
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Turn a default into what YAML holds."""
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _resolve(cfg: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"A value cannot be resolved: {' '.join(str(error).split())}. A name with ${{…}} in "
+            "a value other than a path is written \\${…}."
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError("The configuration is not a mapping.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _escaped(value: Any) -> Any:
+    """Escape texts that were resolved already, so that they are not resolved once more."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return value
+
+
+def _fixed(spec: PluginSpec) -> tuple[str, ...]:
+    return tuple(spec.fixed) if isinstance(spec, EncoderSpec) else ()
+
+
+def _choose(kind: str, where: str, node: Any, registry: Registry) -> Choice:
+    """Read a node: which plugin, and its configuration."""
+    name = _plugin_of(kind, where, node)
+    key = where.partition(".")[2]
+    own = {k: v for k, v in node.items() if k != "plugin"}
+    if kind == "reader" and name == AUTO:
+        typed(NoConfig, own, where)
+        return Choice(plugin=AUTO)
+    spec = registry.find(kind, name).spec
+    run_owns = {f.name for f in fields(_RUN_OWNS.get(kind, NoConfig))}
+    in_schema = {f.name for f in fields(spec.config)}
+    own = {k: v for k, v in own.items() if k in in_schema or k not in run_owns}
+    fixed = dict(spec.fixed) if isinstance(spec, EncoderSpec) else {}
+    for name in own:
+        if name in fixed:
+            raise ConfigError(f"{where}.{name} is fixed for {spec.name} and cannot be set.")
+    config = typed(spec.config, own, where)
+    for name, value in fixed.items():
+        setattr(config, name, value)
+    return Choice(plugin=spec.name, key=key, config=config)
+
+
+def _plugin_of(kind: str, where: str, node: Any) -> str:
+    if isinstance(node, Mapping) and isinstance(node.get("plugin"), str):
+        return str(node["plugin"])
+    if node is None:
+        raise ConfigError(f"No {kind} is chosen: {kind}=NAME.")
+    key = where.partition(".")[2]
+    way_out = (
+        f"choose it with {kind}=[…,{key}] or +{kind}@{kind}.{key}=NAME"
+        if key
+        else f"choose one with {kind}=NAME"
+    )
+    raise ConfigError(f"The node {where} has options but no plugin: {way_out}.")
+
+
+def _several(kind: str, nodes: Any, registry: Registry) -> Iterator[Choice]:
+    if not isinstance(nodes, Mapping):
+        raise ConfigError(f"{kind}={nodes} is not a mapping of {kind}s by name.")
+    for key, node in nodes.items():
+        yield _choose(kind, f"{kind}.{key}", node, registry)
+
+
+def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[EncoderChoice]:
+    # A node out of somebody's own YAML may lack the options that the run owns.
+    owned = {f.name: _plain(getattr(run, f.name)) for f in fields(EncoderOptions)}
+    for choice in _several("encoder", nodes, registry):
+        where = f"encoder.{choice.key}"
+        given = {k: v for k, v in nodes[choice.key].items() if k in owned}
+        options: EncoderOptions = typed(EncoderOptions, owned | given, where)
+        if not _DEVICE.fullmatch(options.device):
+            raise ConfigError(f"{where}.device={options.device} is not auto, cpu, cuda or cuda:1.")
+        yield EncoderChoice(
+            plugin=choice.plugin,
+            key=choice.key,
+            config=choice.config,
+            device=options.device,
+            precision=options.precision.name,
+            batch_size=_positive(f"{where}.batch_size", options.batch_size),
+        )
+
+
+def _tiling(node: Mapping[str, Any]) -> str:
+    name = str(node.get("name") or "")
+    if name != Path(name).name and name:
+        raise ConfigError(f"tiler.name={name} is a folder's name, not a path.")
+    return name
+
+
+def _overlays(value: Any) -> tuple[str, ...]:
+    asked = [] if value is None else [value] if isinstance(value, str) else list(value)
+    for name in asked:
+        if name not in (*OVERLAYS, "all"):
+            raise ConfigError(unknown("overlay", str(name), (*OVERLAYS, "all")))
+    return OVERLAYS if "all" in asked else tuple(name for name in OVERLAYS if name in asked)
+
+
+def _positive(key: str, value: Any) -> Any:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{key}={value} is not above 0.")
+    return value

@@ -1,0 +1,92 @@
+"""What each stage of a slide depends on, and the refusal of what another configuration made.
+
+Each identity holds its upstream's: a mask depends on the slide, coordinates on the mask,
+features and images on the coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from microtome.errors import IdentityError
+from microtome.plugin.specs import ReaderSpec
+from microtome.run.attributes import RESAMPLE_VERSION
+from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
+from microtome.slide.opening import OpenedSlide
+from microtome.store.attributes import parse_fields
+from microtome.store.identity import Identity, difference, fingerprint, make_identity
+
+
+def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Identity:
+    """Identify a slide's mask.
+
+    Args:
+        plan: The resolved run.
+        slide: The open slide.
+        slide_print: Its fingerprint.
+    """
+    fields: dict[str, Any] = {
+        "slide": slide_print,
+        "segmenter": plan.segmenter_fields,
+        "cleaning": {k: v for k, v in asdict(plan.config.tissue).items() if v},
+    }
+    if slide.ref.mpp is not None:
+        fields["mpp"] = slide.ref.mpp
+    spec = plan.registry.find("reader", slide.info.reader).spec
+    if isinstance(spec, ReaderSpec) and not spec.exact:
+        fields["reader"] = {"plugin": spec.name, "output_version": spec.output_version}
+    sources = getattr(plan.segmenter, "sources", None)
+    if sources is not None and (files := sources(slide.ref)):
+        fields["sources"] = {file.name: fingerprint(file) for file in files}
+    return make_identity("tissue", fields)
+
+
+def coords_identity(plan: RunPlan, tissue: Identity) -> Identity:
+    """Identify a slide's coordinates."""
+    fields: dict[str, Any] = {"tissue": dict(tissue.fields), "tiler": plan.tiler_fields}
+    if plan.config.filter.enabled:
+        fields["filter"] = asdict(plan.config.filter) | {"resample_version": RESAMPLE_VERSION}
+    return make_identity("coords", fields)
+
+
+def feature_identity(plan: RunPlan, encoder: PlannedEncoder, coords: Identity) -> Identity:
+    """Identify an encoder's features of a slide."""
+    fields = {
+        "coords": coords.digest,
+        "encoder": encoder.fields,
+        "dtype": plan.config.feature_dtype,
+        "resample_version": RESAMPLE_VERSION,
+    }
+    return make_identity("features", fields)
+
+
+def image_identity(image: PlannedImages, coords: Identity) -> Identity:
+    """Identify a slide's tile images."""
+    fields = {
+        "coords": dict(coords.fields),
+        "writer": image.fields,
+        "resample_version": RESAMPLE_VERSION,
+    }
+    return make_identity("images", fields)
+
+
+def refuse_difference(what: str, attributes: Mapping[str, Any], wanted: Identity) -> None:
+    """Refuse what another configuration made, naming the difference.
+
+    Args:
+        what: What is there, for the message.
+        attributes: Its attributes.
+        wanted: The identity that this run would give it.
+
+    Raises:
+        IdentityError: If the identities differ.
+    """
+    if attributes.get("identity") == wanted.digest:
+        return
+    fields = parse_fields(attributes)
+    raise IdentityError(
+        f"{what} was made by another configuration: {difference(fields, wanted.fields)}. "
+        "Give this run an output or a tiler.name of its own, or replace it with force=true."
+    )

@@ -1,0 +1,326 @@
+"""Read pixels and bring them to size: the only way from a reader to anything that looks at them.
+
+Transparency becomes the background's colour and overhang is filled with it here, so that a
+reader never sees a box outside its level and nothing downstream sees an alpha channel.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from microtome.errors import ConfigError
+from microtome.slide.geometry import level_to_slide, slide_to_level
+from microtome.slide.types import Level, SlideInfo, SlideRef, SlideView
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import Reader
+
+_TORCH_RATIOS = (1.5, 2.0, 3.0)
+"""Ratios at which torch's kernel is Pillow's, bit for bit. Pillow holds its weights in 22 bits,
+torch in 15. At these ratios every weight is k/8, which both hold exactly, or k/7 or k/9, which
+cannot give the half between two grey levels that rounding could turn either way. Elsewhere, also
+at 2.5, 5, 6 and 8, images of few grey levels meet such ties and differ by one level."""
+
+_BLOCK_SIDE = 4096
+_BLOCK_PIXELS = 1 << 24
+"""Bounds of what `render_view` holds of a level at once: 48 MiB of RGB."""
+
+_COARSER = 1.01
+"""A level this much coarser than a view will do for it: 16.002 for 16."""
+
+
+def read_tiles(
+    reader: Reader, level: int, boxes: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read regions of one level, whatever the slide's edges and transparency.
+
+    Args:
+        reader: An open slide.
+        level: Index into ``reader.info.levels``.
+        boxes: (n, 4) ``x, y, width, height``: x and y at level 0, sizes at ``level`` and all
+            alike. Boxes may reach beyond the slide.
+
+    Returns:
+        (n, height, width, 3) uint8 RGB, and (n,) bool: where any pixel of a row is background
+        that was filled in, for being transparent to any degree or outside the slide.
+
+    Raises:
+        SlideReadError: If any of the data cannot be decoded.
+    """
+    pixels, alpha, outside = _read(reader, level, np.asarray(boxes, np.int64))
+    if alpha is None:
+        return pixels, outside
+    return pixels, outside | (alpha < 255).any(axis=(1, 2))
+
+
+def resample_tiles(
+    pixels: NDArray[np.uint8], size: int, recipe: str = "pil-bilinear"
+) -> NDArray[np.uint8]:
+    """Bring tiles to a square size, each by itself.
+
+    Args:
+        pixels: (n, h, w, 3) uint8.
+        size: Side in pixels.
+        recipe: ``"pil-bilinear"`` is Pillow's ``resize(BILINEAR)``, antialiased. Its pixels are
+            the same with and without torch, whose faster kernel is used where torch is loaded
+            already and provably agrees. ``"area"`` is the mean over the exact area
+            (OpenCV's ``INTER_AREA``).
+
+    Returns:
+        (n, size, size, 3) uint8; ``pixels`` itself where the size fits.
+
+    Raises:
+        ConfigError: If there is no such recipe.
+    """
+    if recipe not in _RECIPES:
+        raise ConfigError(f"no resampling recipe {recipe!r}; there are {', '.join(_RECIPES)}")
+    if pixels.shape[1:3] == (size, size):
+        return pixels
+    if not len(pixels):
+        return np.empty((0, size, size, 3), np.uint8)
+    return _RECIPES[recipe](pixels, size)
+
+
+def render_view(
+    slide: SlideRef, reader: Reader, info: SlideInfo, *, mpp: float | None, max_px: int
+) -> SlideView:
+    """Make a small picture of a whole slide.
+
+    The coarsest level that is fine enough is averaged over whole boxes of pixels, in integers
+    and by blocks, then brought to its size by Pillow's antialiased bilinear filter. So the
+    picture depends on the slide's pixels alone, not on the reader, and a large flat slide needs
+    no more memory than a pyramid.
+
+    Args:
+        slide: Which slide.
+        reader: The open slide.
+        info: Of the open slide, resolution resolved.
+        mpp: Wanted µm per pixel; None, or a slide without mpp, leaves it to ``max_px``.
+        max_px: Longest side in pixels, which wins over ``mpp``; 0 for no picture.
+
+    Returns:
+        The view, never finer than level 0.
+
+    Raises:
+        SlideReadError: If any of the data cannot be decoded.
+    """
+    if max_px <= 0:
+        nothing = np.empty((0, 0, 3), np.uint8)
+        return SlideView(
+            slide=slide,
+            info=info,
+            image=nothing,
+            covered=None,
+            downsample=(1.0, 1.0),
+            mpp=info.resolution.mpp,
+        )
+    width, height = _view_size(info, mpp, max_px)
+    index = _view_level(info, width, height)
+    level = info.levels[index]
+    box = max(1, min(level.width // width, level.height // height))
+    image, opaque = _reduce_level(reader, index, box)
+    extent = (level.width / box, level.height / box)
+    downsample = (info.width / width, info.height / height)
+    slide_mpp = info.resolution.mpp
+    return SlideView(
+        slide=slide,
+        info=info,
+        image=_fit(image, extent, (width, height)),
+        covered=None if opaque is None else _fit(opaque, extent, (width, height)) >= 128,
+        downsample=downsample,
+        mpp=None if slide_mpp is None else slide_mpp * sum(downsample) / 2,
+    )
+
+
+def _read(
+    reader: Reader, level: int, boxes: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.bool_]]:
+    """Read boxes as RGB on the background, with alpha (n, h, w) and whether a box overhangs."""
+    info = reader.info
+    if not len(boxes):
+        return np.empty((0, 0, 0, 3), np.uint8), None, np.empty(0, np.bool_)
+    width, height = (int(side) for side in boxes[0, 2:])
+    out = np.empty((len(boxes), height, width, info.channels), np.uint8)
+    inside = _clip(boxes, info.levels[level])
+    outside = (inside[:, 2:] != boxes[:, 2:]).any(axis=1)
+    whole = np.flatnonzero(~outside)
+    if whole.size:
+        reader.read_tiles(level, boxes[whole], out, whole)
+    for row in np.flatnonzero(outside):
+        _read_overhanging(reader, level, boxes[row], inside[row], out[row])
+    if info.channels == 3:
+        return out, None, outside
+    return _composite(out, info.background), out[..., 3], outside
+
+
+def _clip(boxes: NDArray[np.int64], level: Level) -> NDArray[np.int64]:
+    """Cut boxes to a level: (n, 4) of that level's pixels, empty where nothing is left."""
+    start = slide_to_level(boxes[:, :2], level)
+    extent = np.array([level.width, level.height])
+    stop = np.clip(start + boxes[:, 2:], 0, extent)
+    start = np.clip(start, 0, extent)
+    return np.concatenate([start, stop - start], axis=1)
+
+
+def _read_overhanging(
+    reader: Reader,
+    level: int,
+    box: NDArray[np.int64],
+    inside: NDArray[np.int64],
+    out: NDArray[np.uint8],
+) -> None:
+    """Fill one buffer with what a level has of a box, and background around it."""
+    info = reader.info
+    out[..., :3] = info.background
+    out[..., 3:] = 255
+    width, height = (int(side) for side in inside[2:])
+    if not width or not height:
+        return
+    left, top = (inside[:2] - slide_to_level(box[:2], info.levels[level])).tolist()
+    part = np.empty((1, height, width, info.channels), np.uint8)
+    at = level_to_slide(inside[:2], info.levels[level])
+    reader.read_tiles(level, np.array([[*at, width, height]]), part, np.zeros(1, np.int64))
+    out[top : top + height, left : left + width] = part[0]
+
+
+def _composite(pixels: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Lay (…, 4) RGBA on a colour, rounded exactly: ``(c a + b (255 - a)) / 255``, halves up."""
+    alpha = pixels[..., 3:].astype(np.uint16)
+    if (alpha == 255).all():
+        return np.ascontiguousarray(pixels[..., :3])
+    # At most 255 x 255 + 127: sixteen bits hold it.
+    mixed = pixels[..., :3] * alpha + np.array(background, np.uint16) * (255 - alpha)
+    return ((mixed + np.uint16(127)) // np.uint16(255)).astype(np.uint8)
+
+
+def _pil_bilinear(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    _, height, width, _ = pixels.shape
+    if "torch" in sys.modules and height == width and width / size in _TORCH_RATIOS:
+        return _torch_bilinear(pixels, size)
+    resized = [
+        np.asarray(Image.fromarray(tile).resize((size, size), Image.Resampling.BILINEAR))
+        for tile in pixels
+    ]
+    return np.stack(resized)
+
+
+def _torch_bilinear(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    import torch
+
+    # Channels last is how the pixels lie already, and torch's fast path.
+    tiles = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        tiles, size=(size, size), mode="bilinear", antialias=True
+    )
+    array: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).contiguous().numpy()
+    return array
+
+
+def _area(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    import cv2
+
+    return np.stack(
+        [cv2.resize(tile, (size, size), interpolation=cv2.INTER_AREA) for tile in pixels]
+    )
+
+
+_RECIPES = {"pil-bilinear": _pil_bilinear, "area": _area}
+
+
+def _view_size(info: SlideInfo, mpp: float | None, max_px: int) -> tuple[int, int]:
+    """Give a view's (width, height) in pixels."""
+    slide_mpp = info.resolution.mpp
+    wanted = mpp / slide_mpp if mpp is not None and slide_mpp is not None else 1.0
+    downsample = max(1.0, wanted, max(info.width, info.height) / max_px)
+    return max(1, round(info.width / downsample)), max(1, round(info.height / downsample))
+
+
+def _view_level(info: SlideInfo, width: int, height: int) -> int:
+    """Choose the coarsest level that has a view's pixels."""
+    fits = [
+        index
+        for index, level in enumerate(info.levels)
+        if level.width * _COARSER >= width and level.height * _COARSER >= height
+    ]
+    return min(fits, key=lambda index: info.levels[index].width)
+
+
+def _reduce_level(
+    reader: Reader, index: int, box: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Average a level over boxes of ``box`` pixels a side: RGB, and alpha if any is not full.
+
+    Blocks hold whole boxes, so their size does not show in the result. The last box of a row or
+    column is the mean of what it has.
+    """
+    level = reader.info.levels[index]
+    wide, high = _block(level, box)
+    shape = (-(-level.height // box), -(-level.width // box))
+    image, opaque = np.empty((*shape, 3), np.uint8), np.full(shape, 255, np.uint8)
+    for top in range(0, level.height, high):
+        for left in range(0, level.width, wide):
+            x, y = level_to_slide(np.array([left, top]), level)
+            size = (min(wide, level.width - left), min(high, level.height - top))
+            pixels, alpha, _ = _read(reader, index, np.array([[x, y, *size]]))
+            rows = slice(top // box, (top + high) // box)
+            columns = slice(left // box, (left + wide) // box)
+            image[rows, columns] = _box_mean(pixels[0], box)
+            if alpha is not None:
+                opaque[rows, columns] = _box_mean(alpha[0], box)
+    return image, None if (opaque == 255).all() else opaque
+
+
+def _block(level: Level, box: int) -> tuple[int, int]:
+    """Choose the (width, height) read at once, of whole boxes and, if possible, native tiles."""
+    tile_width, tile_height = level.tile or (1, 1)
+    # Strips span the slide: cutting them would decode each several times.
+    spans = tile_width >= level.width
+    width = _block_side(level.width, tile_width, box, level.width if spans else _BLOCK_SIDE)
+    return width, _block_side(level.height, tile_height, box, _BLOCK_PIXELS // width)
+
+
+def _block_side(extent: int, tile: int, box: int, limit: int) -> int:
+    whole = -(-extent // box) * box
+    if whole <= limit + box:
+        return whole
+    unit = math.lcm(box, tile)
+    if unit > limit:
+        unit = box
+    return max(unit, limit // unit * unit)
+
+
+def _box_mean(pixels: NDArray[np.uint8], box: int) -> NDArray[np.uint8]:
+    """Average (h, w) or (h, w, c) over boxes, rounded exactly, halves up."""
+    if box == 1:
+        return pixels
+    sums = _box_sums(_box_sums(pixels, box).swapaxes(0, 1), box).swapaxes(0, 1)
+    down, across = (
+        np.minimum(box, side - np.arange(0, side, box, dtype=np.uint32))
+        for side in pixels.shape[:2]
+    )
+    area = np.outer(down, across).reshape(*sums.shape[:2], *(1,) * (pixels.ndim - 2))
+    mean: NDArray[np.uint8] = ((sums + area // 2) // area).astype(np.uint8)
+    return mean
+
+
+def _box_sums(values: NDArray[np.unsignedinteger], box: int) -> NDArray[np.uint32]:
+    """Sum every ``box`` rows; the last sum is of what is left."""
+    sums = np.zeros((-(-values.shape[0] // box), *values.shape[1:]), np.uint32)
+    for offset in range(min(box, values.shape[0])):
+        rows = values[offset::box]
+        sums[: len(rows)] += rows
+    return sums
+
+
+def _fit(
+    pixels: NDArray[np.uint8], extent: tuple[float, float], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Resize a picture whose last row and column may be less than a pixel high and wide."""
+    box = (0.0, 0.0, *extent)
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box=box))

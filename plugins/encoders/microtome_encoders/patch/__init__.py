@@ -1,0 +1,1 @@
+"""Patch encoders: one vector a tile."""

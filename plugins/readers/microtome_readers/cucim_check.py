@@ -1,0 +1,132 @@
+"""Decides which files cuCIM may be given.
+
+cuCIM 26 kills the process on some valid TIFFs and gives garbage, without an error, for tiles that
+it cannot decode. So it is given only files of the plain shape that it is good at, whose tiles are
+all there, and only after a child process has opened one and read the right pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import tifffile
+
+from microtome.errors import SlideOpenError
+from microtome_readers.jpegstream import check_jpeg
+from microtome_readers.tifftags import JPEG, JPEG2000, read_pages
+
+_HEAD, _TAIL = 2048, 18
+"""Bytes of a tile that are looked at: its markers up to the scan, its end with padding."""
+
+_JPEG2000_START, _JPEG2000_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
+
+_lock = threading.Lock()
+
+
+def check_file(path: Path, timeout: float) -> list[Any]:
+    """Make sure that cuCIM reads a file rightly.
+
+    Args:
+        path: The file.
+        timeout: Of the child process, in seconds.
+
+    Returns:
+        The tifffile page of each level.
+
+    Raises:
+        SlideOpenError: If it is not certain; says why.
+    """
+    pages = read_pages(path)
+    try:
+        for level, page in enumerate(pages):
+            _check_tags(page)
+            _check_tiles(path, level, page)
+    except ValueError as error:
+        raise SlideOpenError(f"cuCIM is not trusted with it: {error}") from error
+    status = path.stat()
+    with _lock:  # one child a file, however many threads ask
+        reason = _probe(path.absolute(), status.st_size, status.st_mtime_ns, timeout)
+    if reason:
+        raise SlideOpenError(f"cuCIM is not trusted with it: {reason}")
+    return pages
+
+
+def _check_tags(page: Any) -> None:
+    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    wanted = {
+        "it is not tiled": page.is_tiled,
+        f"its compression is {_name(page.compression)}, not JPEG or Aperio's JPEG 2000": (
+            page.compression in (JPEG, *JPEG2000)
+        ),
+        f"it has {page.samplesperpixel} samples of {page.bitspersample} bits a pixel, not 3 of 8": (
+            page.samplesperpixel == 3 and page.bitspersample == 8 and not page.extrasamples
+        ),
+        f"its colours are {_name(page.photometric)}, not RGB": page.photometric in colours,
+        "its colours are in separate planes": (
+            page.planarconfig == tifffile.PLANARCONFIG.CONTIG and page.predictor == 1
+        ),
+        "it is three-dimensional": page.imagedepth == 1,
+    }
+    for complaint, fine in wanted.items():
+        if not fine:
+            raise ValueError(complaint)
+
+
+def _check_tiles(path: Path, level: int, page: Any) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        for index, (offset, size) in enumerate(places):
+            try:
+                _check_tile(file, offset, size, page)
+            except ValueError as error:
+                raise ValueError(f"tile {index} of level {level}: {error}") from error
+    finally:
+        os.close(file)
+
+
+def _check_tile(file: int, offset: int, size: int, page: Any) -> None:
+    if size == 0:
+        raise ValueError("it is left out")
+    head = os.pread(file, min(size, _HEAD), offset)
+    tail = os.pread(file, min(size, _TAIL), offset + size - min(size, _TAIL))
+    if page.compression != JPEG:
+        if head[:4] != _JPEG2000_START or not tail.rstrip(b"\0").endswith(_JPEG2000_END):
+            raise ValueError("its JPEG 2000 stream is not whole")
+        return
+    try:
+        frame = check_jpeg(head + tail, page.jpegtables)
+    except ValueError:
+        # Markers may be longer than the head, when each tile carries a colour profile.
+        frame = check_jpeg(os.pread(file, size, offset), page.jpegtables)
+    if frame != (page.tilewidth, page.tilelength, 3):
+        raise ValueError(f"its JPEG frame is {frame[0]} × {frame[1]} with {frame[2]} components")
+
+
+@functools.lru_cache(maxsize=4096)
+def _probe(path: Path, size: int, modified: int, timeout: float) -> str:
+    """Have a child process read a tile of each level. Gives a reason against, or nothing."""
+    del size, modified  # parts of the key only
+    command = [sys.executable, "-m", "microtome_readers.cucim_probe", str(path)]
+    try:
+        child = subprocess.run(
+            command, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"trying it in a child process took more than {timeout:g} seconds"
+    if child.returncode < 0:
+        return f"trying it killed a child process (signal {-child.returncode})"
+    if child.returncode > 0:
+        lines = (child.stdout or child.stderr).decode("utf-8", "replace").strip().splitlines()
+        return f"trying it in a child process failed ({lines[-1] if lines else 'silently'})"
+    return ""
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "name", value))

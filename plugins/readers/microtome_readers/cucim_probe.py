@@ -1,0 +1,55 @@
+"""Tries cuCIM on a file, in a process of its own that may die of it.
+
+``python -m microtome_readers.cucim_probe FILE`` prints a reason and exits with 1 if cuCIM's pixels
+are not those of the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from microtome.errors import SlideError
+from microtome_readers import TiffConfig
+from microtome_readers.cucim_reader import open_cucim, read_whole
+from microtome_readers.tiff_reader import TiffReader
+
+_TOLERANCE = 2.0
+"""Mean grey levels: other decoders round otherwise, garbage is far beyond."""
+
+
+def compare(path: Path) -> str:
+    """Read the middle tile of each level with cuCIM and with tifffile.
+
+    Returns:
+        What is wrong, or an empty text.
+    """
+    slide = open_cucim(path)
+    reference = TiffReader(path, TiffConfig())
+    for index, level in enumerate(reference.info.levels):
+        tile = level.tile or (256, 256)
+        width, height = min(tile[0], level.width), min(tile[1], level.height)
+        start = ((level.width - width) // 2, (level.height - height) // 2)
+        expected = reference.read_whole(index, *start, width, height)
+        pixels = read_whole(slide, index, start, (width, height))
+        off = float(np.abs(pixels.astype(np.int16) - expected).mean())
+        if off > _TOLERANCE:
+            return f"level {index} is {off:.1f} grey levels off"
+    return ""
+
+
+def main() -> int:
+    """Compare the file that the command line names."""
+    try:
+        reason = compare(Path(sys.argv[1]))
+    except (SlideError, RuntimeError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        print(reason)  # noqa: T201 - this is how the parent is told
+    return 1 if reason else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Checks that a JPEG stream is whole, without decoding it.
+
+Decoders fill in grey for a stream that ends early, and say nothing: what is checked here is what
+they do not tell. Damage inside the entropy-coded data cannot be seen this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_PROGRESSIVE = 0xC2
+_SOF = (0xC0, 0xC1, _PROGRESSIVE)
+"""Baseline, extended and progressive frames: what every decoder reads."""
+_DHT, _SOS, _DQT = 0xC4, 0xDA, 0xDB
+_PADDING = 16
+"""Zero bytes that writers may leave behind the end of a stream."""
+
+
+def check_jpeg(data: bytes, tables: bytes | None = None) -> tuple[int, int, int]:
+    """Check a stream's markers up to its scan, and its end.
+
+    Args:
+        data: The stream, or its head and tail joined.
+        tables: An abbreviated stream with its tables, as TIFF's JPEGTables holds them.
+
+    Returns:
+        The (width, height, components) of its frame.
+
+    Raises:
+        ValueError: If the stream is not whole; says where.
+    """
+    if not data[-_PADDING - 2 :].rstrip(b"\0").endswith(_EOI):
+        raise ValueError("its JPEG stream has no end: it is truncated")
+    defined = set(_tables(tables)) if tables else set()
+    frame: tuple[int, int, int] | None = None
+    kind = 0
+    for marker, body in _segments(data):
+        if marker in _SOF:
+            kind, frame = marker, _frame(body)
+        elif marker == _SOS:
+            if frame is None:
+                raise ValueError("its JPEG stream has a scan before its frame")
+            if kind != _PROGRESSIVE:  # whose scans use one table each
+                _check_scan(body, defined)
+            return frame
+        else:
+            defined.update(_definitions(marker, body))
+    raise ValueError("its JPEG stream has no scan")
+
+
+def _tables(data: bytes) -> Iterator[tuple[int, int]]:
+    for marker, body in _segments(data):
+        yield from _definitions(marker, body)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give each marker up to the scan or the end, with its parameters."""
+    if data[:2] != _SOI:
+        raise ValueError("its JPEG stream does not begin as one")
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise ValueError(f"its JPEG stream has no marker at byte {at}")
+        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if size < 2 or at + 2 + size > len(data):
+            raise ValueError(f"its JPEG marker {marker:02X} at byte {at} has a bogus length")
+        yield marker, data[at + 4 : at + 2 + size]
+        if marker == _SOS:
+            return
+        at += 2 + size
+
+
+def _frame(body: bytes) -> tuple[int, int, int]:
+    if len(body) < 6 or len(body) != 6 + 3 * body[5] or body[0] != 8:
+        raise ValueError("its JPEG frame is not one of 8 bits")
+    return int.from_bytes(body[3:5]), int.from_bytes(body[1:3]), body[5]
+
+
+def _check_scan(body: bytes, defined: set[tuple[int, int]]) -> None:
+    if not body or len(body) != 4 + 2 * body[0]:
+        raise ValueError("its JPEG scan has a bogus length")
+    for selector in body[2 : 2 + 2 * body[0] : 2]:
+        if not {(_DHT, selector >> 4), (_DHT, 16 | selector & 15)} <= defined:
+            raise ValueError("its JPEG scan uses a Huffman table that is not there")
+
+
+def _definitions(marker: int, body: bytes) -> Iterator[tuple[int, int]]:
+    """Name the tables that a marker defines, and check that they fill it."""
+    at = 0
+    while marker in (_DHT, _DQT) and at < len(body):
+        head = body[at]
+        yield marker, head
+        if marker == _DQT:
+            at += 1 + 64 * (2 if head >> 4 else 1)
+        else:
+            at += 17 + sum(body[at + 1 : at + 17])
+    if at > len(body):
+        raise ValueError(f"its JPEG marker {marker:02X} has a bogus length")

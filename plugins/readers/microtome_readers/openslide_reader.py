@@ -1,0 +1,147 @@
+"""Reads whole-slide formats through OpenSlide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import tifffile
+from numpy.typing import NDArray
+
+from microtome.errors import SlideOpenError, SlideReadError
+from microtome.slide.types import RGB, WHITE, Level, SlideInfo
+from microtome_readers import OpenSlideConfig
+from microtome_readers.placement import place
+from microtome_readers.tifftags import TAG_ERRORS
+
+
+class OpenSlideReader:
+    """One slide, open in OpenSlide.
+
+    Any vendor's slide may have holes, and OpenSlide does not say which: ``channels`` is always
+    4. Pixels are what ``openslide.OpenSlide.read_region`` gives, alpha not premultiplied.
+    """
+
+    def __init__(self, path: Path, config: OpenSlideConfig) -> None:
+        self._path, self._config = Path(path), config
+        try:
+            self._slide = openslide.OpenSlide(self._path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideOpenError("OpenSlide does not know what it is") from error
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideOpenError(f"OpenSlide cannot open it ({error})") from error
+        try:
+            self._info = self._describe()
+        except SlideOpenError:
+            self._slide.close()
+            raise
+        self._slide.set_cache(openslide.OpenSlideCache(config.cache_mb << 20))
+
+    def __reduce__(self) -> tuple[type[OpenSlideReader], tuple[Path, OpenSlideConfig]]:
+        return type(self), (self._path, self._config)
+
+    @staticmethod
+    def probe(path: Path) -> bool:
+        """Tell from the file whether OpenSlide knows its format."""
+        return openslide.OpenSlide.detect_format(path) is not None
+
+    @property
+    def info(self) -> SlideInfo:
+        """What the file says of itself."""
+        return self._info
+
+    def read_tiles(
+        self,
+        level: int,
+        boxes: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+    ) -> None:
+        """Fill some rows of a buffer with regions of one level, as `Reader` says."""
+        for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
+            out[row] = self._region(level, x, y, w, h)
+            self._complete_edges(out[row], level, (x, y, w, h))
+
+    def close(self) -> None:
+        """Close the slide."""
+        self._slide.close()
+
+    def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(self._slide.read_region((x, y), level, (w, h)))
+        except openslide.OpenSlideError as error:
+            raise SlideReadError(
+                f"{self._path}: level {level} at x={x}, y={y}, {w} × {h} pixels cannot be read: "
+                f"{error}"
+            ) from error
+
+    def _complete_edges(
+        self, pixels: NDArray[np.uint8], level: int, box: tuple[int, int, int, int]
+    ) -> None:
+        """Repeat the level's last column and row where OpenSlide interpolates with nothing.
+
+        Between pixels it blends the last one with what lies outside the slide, which would make
+        it transparent.
+        """
+        geometry = self._info.levels[level]
+        placed = place(box, geometry.downsample)
+        if placed.right and placed.x + placed.width == geometry.width and placed.width > 1:
+            pixels[:, -1, 3] = pixels[:, -2, 3]
+        if placed.down and placed.y + placed.height == geometry.height and placed.height > 1:
+            pixels[-1, :, 3] = pixels[-2, :, 3]
+
+    def _describe(self) -> SlideInfo:
+        properties = dict(self._slide.properties)
+        vendor = properties.get("openslide.vendor")
+        if vendor == "generic-tiff":
+            _refuse_deep(self._path)
+        sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        return SlideInfo(
+            path=self._path,
+            reader="openslide",
+            levels=tuple(
+                Level(
+                    width=width,
+                    height=height,
+                    downsample=downsample,
+                    tile=_tile(properties, index),
+                )
+                for index, ((width, height), downsample) in enumerate(sizes)
+            ),
+            channels=4,
+            background=_colour(properties.get("openslide.background-color", "")),
+            vendor=vendor,
+            properties=properties,
+        )
+
+
+def _tile(properties: dict[str, str], index: int) -> tuple[int, int] | None:
+    names = [f"openslide.level[{index}].tile-{side}" for side in ("width", "height")]
+    if not all(name in properties for name in names):
+        return None
+    return int(properties[names[0]]), int(properties[names[1]])
+
+
+def _colour(text: str) -> RGB:
+    try:
+        red, green, blue = bytes.fromhex(text)
+    except ValueError:
+        return WHITE
+    return red, green, blue
+
+
+def _refuse_deep(path: Path) -> None:
+    """Refuse a plain TIFF of more than 8 bits: OpenSlide would scale it without a word."""
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
+            page: Any = tiff.pages[0]
+            bits = page.bitspersample
+    except TAG_ERRORS as error:
+        raise SlideOpenError(f"its TIFF tags cannot be read ({error})") from error
+    if bits > 8:
+        raise SlideOpenError(
+            f"its pixels have {bits} bits and how to scale them to 8 bits is not known: convert "
+            "it to 8-bit RGB first"
+        )

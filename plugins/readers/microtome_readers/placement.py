@@ -1,0 +1,108 @@
+"""Where a box lies in its level, and pixels between pixels.
+
+A position at level 0 falls between two pixels of a level whose downsample is not whole.
+OpenSlide interpolates there (bilinear, measured equal within 2 grey levels), so a reader that
+wants to give the same pixels must do the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.slide.types import Level
+
+# OpenSlide draws with cairo, whose 24.8 fixed-point translations drop anything finer.
+_FINEST = 1 / 512
+
+Region = Callable[[int, int, int, int], NDArray[np.uint8]]
+"""Reads ``x, y, width, height`` of one level, all in its pixels and inside of it."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A box in pixels of its level.
+
+    Attributes:
+        x: Of the first pixel, rounded down.
+        y: The same downwards.
+        width: In pixels.
+        height: In pixels.
+        right: What is left of x, 0..1: how far the box lies towards the next pixel.
+        down: The same of y.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    right: float = 0.0
+    down: float = 0.0
+
+
+def place(box: tuple[int, int, int, int], downsample: float) -> Placement:
+    """Place a box ``x, y, width, height`` (x and y at level 0) in its level."""
+    x, right = _split(box[0] / downsample)
+    y, down = _split(box[1] / downsample)
+    return Placement(x, y, box[2], box[3], right, down)
+
+
+def read_placed(region: Region, placement: Placement, level: Level) -> NDArray[np.uint8]:
+    """Read a box and interpolate it where it lies between pixels.
+
+    The level's last column and row are repeated where interpolation asks for one more.
+
+    Args:
+        region: Reads whole pixels of the level.
+        placement: The box.
+        level: Its level.
+
+    Returns:
+        (height, width, channels) uint8.
+    """
+    p = placement
+    width, height = p.width + (p.right > 0), p.height + (p.down > 0)
+    pixels = region(p.x, p.y, min(width, level.width - p.x), min(height, level.height - p.y))
+    if not (p.right or p.down):
+        return pixels
+    short = (height - pixels.shape[0], width - pixels.shape[1])
+    if any(short):
+        pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
+    return interpolate(pixels, p.right, p.down)
+
+
+def interpolate(pixels: NDArray[np.uint8], right: float, down: float) -> NDArray[np.uint8]:
+    """Shift an image by a fraction of a pixel, bilinearly.
+
+    Args:
+        pixels: (h, w, 3 or 4) uint8; one column more than wanted if ``right`` is not 0, one row
+            more if ``down`` is not 0.
+        right: 0..1, towards the right-hand neighbour.
+        down: 0..1, towards the neighbour below.
+
+    Returns:
+        (h, w, channels) uint8, without the extra column and row.
+    """
+    transparent = pixels.shape[2] == 4 and bool((pixels[..., 3] != 255).any())
+    values = pixels.astype(np.float32)
+    if transparent:
+        values[..., :3] *= values[..., 3:] / 255
+    if right:
+        values = cv2.addWeighted(values[:, :-1], 1 - right, values[:, 1:], right, 0)
+    if down:
+        values = cv2.addWeighted(values[:-1], 1 - down, values[1:], down, 0)
+    if transparent:
+        values[..., :3] *= 255 / np.maximum(values[..., 3:], 1e-3)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _split(position: float) -> tuple[int, float]:
+    nearest = round(position)
+    if abs(position - nearest) < _FINEST:
+        return nearest, 0.0
+    return math.floor(position), position - math.floor(position)

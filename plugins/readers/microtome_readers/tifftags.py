@@ -1,0 +1,171 @@
+"""What a TIFF says of itself: its pyramid, its metadata, and whether its bytes are all there."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tifffile
+
+from microtome.errors import SlideOpenError
+from microtome.slide.types import Level
+
+TAG_ERRORS = (
+    tifffile.TiffFileError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+"""What tifffile lets through on tags that make no sense."""
+
+JPEG = 7
+JPEG2000 = (33003, 33005)
+APERIO_YCBCR = 33003
+"""Aperio's JPEG 2000 whose three components are YCbCr, told by this tag alone."""
+
+_TEXT_TAGS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
+_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
+_APERIO_FIELD = re.compile(r"\s*([^=|]+?)\s*=\s*(.*?)\s*")
+
+
+def read_pages(path: Path) -> list[Any]:
+    """Read the tags of a TIFF's pyramid.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One tifffile page a level, finest first. The file is closed again; pages still decode.
+
+    Raises:
+        SlideOpenError: If it is no TIFF, or its tags or byte ranges make no sense.
+    """
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
+            pages = find_pyramid(list(tiff.pages))
+            for page in pages:
+                _check_page(page, tiff.filehandle.size)
+    except SlideOpenError:
+        raise
+    except TAG_ERRORS as error:
+        raise SlideOpenError(f"its TIFF tags cannot be read ({error})") from error
+    return pages
+
+
+def find_pyramid(pages: list[Any]) -> list[Any]:
+    """Tell the levels among a TIFF's pages, finest first.
+
+    A page is a level when it holds the same kind of pixels as the first one, says that it is a
+    reduced version of it (or the file is Aperio's, which says nothing), and has its proportions
+    to within two pixels: labels, macros and other series are no levels.
+    """
+    base = pages[0]
+    related = [page for page in pages[1:] if page.is_reduced or base.is_svs]
+    related += list(base.pages or ())
+    levels = [base]
+    for page in sorted(related, key=lambda page: -int(page.imagewidth)):
+        smaller = page.imagewidth < levels[-1].imagewidth
+        if smaller and _kind(page) == _kind(base) and _proportional(page, base):
+            levels.append(page)
+    return levels
+
+
+def describe_levels(pages: list[Any]) -> tuple[Level, ...]:
+    """Describe a pyramid; downsamples are the mean of both axes, as OpenSlide's are."""
+    base = pages[0]
+    return tuple(
+        Level(
+            width=page.imagewidth,
+            height=page.imagelength,
+            downsample=(
+                base.imagewidth / page.imagewidth + base.imagelength / page.imagelength
+            )
+            / 2,
+            tile=segment_size(page),
+        )
+        for page in pages
+    )
+
+
+def segment_size(page: Any) -> tuple[int, int]:
+    """Give the (width, height) of a page's tiles or strips."""
+    if page.is_tiled:
+        return page.tilewidth, page.tilelength
+    return page.imagewidth, min(page.rowsperstrip, page.imagelength)
+
+
+def read_properties(page: Any) -> tuple[str | None, dict[str, str]]:
+    """Give a TIFF's vendor, if it is known, and its metadata under OpenSlide's names."""
+    properties = {
+        f"tiff.{name}": str(page.tags[name].value) for name in _TEXT_TAGS if name in page.tags
+    }
+    for name in ("XResolution", "YResolution"):
+        value = _rational(page, name)
+        if value:
+            properties[f"tiff.{name}"] = f"{value:.10g}"
+    if "ResolutionUnit" in page.tags:
+        properties["tiff.ResolutionUnit"] = _UNITS.get(int(page.tags["ResolutionUnit"].value), "")
+    comment = properties.get("tiff.ImageDescription", "")
+    if comment:
+        properties["openslide.comment"] = comment
+    if not comment.startswith("Aperio"):
+        return None, properties
+    return "aperio", properties | dict(_aperio_properties(comment))
+
+
+def _aperio_properties(comment: str) -> Iterator[tuple[str, str]]:
+    for text in comment.split("|")[1:]:
+        match = _APERIO_FIELD.fullmatch(text)
+        if match is None:
+            continue
+        name, value = match.groups()
+        yield f"aperio.{name}", value
+        if name == "MPP":
+            yield "openslide.mpp-x", value
+            yield "openslide.mpp-y", value
+        elif name == "AppMag":
+            yield "openslide.objective-power", value
+
+
+def _kind(page: Any) -> tuple[Any, ...]:
+    return (page.is_tiled, page.samplesperpixel, page.bitspersample, page.photometric)
+
+
+def _proportional(page: Any, base: Any) -> bool:
+    off = page.imagewidth * base.imagelength - page.imagelength * base.imagewidth
+    return bool(abs(off) <= 2 * max(base.imagewidth, base.imagelength))
+
+
+def _check_page(page: Any, file_size: int) -> None:
+    width, height = page.imagewidth, page.imagelength
+    if width < 1 or height < 1:
+        raise SlideOpenError(f"its TIFF tags give it a size of {width} × {height} pixels")
+    tile_width, tile_height = segment_size(page)
+    count = math.ceil(width / tile_width) * math.ceil(height / tile_height)
+    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        count *= page.samplesperpixel
+    if not len(page.dataoffsets) == len(page.databytecounts) == count:
+        raise SlideOpenError(
+            f"its TIFF tags list {len(page.dataoffsets)} tiles or strips where "
+            f"{width} × {height} pixels need {count}"
+        )
+    for index, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        if offset + size > file_size:
+            raise SlideOpenError(
+                f"it is truncated: tile or strip {index} ends at byte {offset + size} of {file_size}"
+            )
+
+
+def _rational(page: Any, name: str) -> float:
+    value = page.tags[name].value if name in page.tags else (0, 1)
+    numerator, denominator = value if isinstance(value, tuple) else (value, 1)
+    return numerator / denominator if denominator else 0.0

@@ -1,0 +1,182 @@
+"""One HDF5 file a slide: ``coords``, ``columns/*``, ``features/*`` and attributes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import StoreError
+from microtome.store.attributes import plain_attributes
+from microtome.store.features import blocks
+from microtome_writers import Hdf5Compression, Hdf5Config
+from microtome_writers.chunks import chunk_rows
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import FeatureSource
+
+_PASSPORT = "S160"  # the type that readers of this column know
+
+
+class Hdf5Writer:
+    """Writes slides as HDF5."""
+
+    def __init__(self, config: Hdf5Config) -> None:
+        self._compression = Hdf5Compression(config.compression)
+        self._passports = config.passports
+
+    def create(
+        self,
+        path: Path,
+        coords: NDArray[np.int32],
+        columns: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Write a new slide without features at a path that does not exist yet."""
+        plain = plain_attributes(attributes)
+        with _open_to_write(path, "x") as file:
+            file.attrs.update(plain)
+            self._write(file, "coords", coords)
+            file.create_group("features")
+            group = file.create_group("columns")
+            for name, values in columns.items():
+                self._write(group, name, values)
+            if self._passports:
+                self._write(file, "passports", _passports(coords, plain))
+
+    def add_features(
+        self, path: Path, name: str, source: FeatureSource, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add a feature set to a slide that this writer created."""
+        with _open_to_write(path, "r+") as file:
+            dataset = self._create(file["features"], name, source.shape, source.dtype)
+            dataset.attrs.update(plain_attributes(attributes))
+            for start, block in blocks(source, chunk_rows(source.shape, source.dtype)):
+                dataset[start : start + len(block)] = block
+
+    def open_stored(self, path: Path) -> Hdf5Slide:
+        """Open a finished slide."""
+        return Hdf5Slide(path)
+
+    def _write(self, group: h5py.Group, name: str, values: NDArray[Any]) -> None:
+        dataset = self._create(group, name, values.shape, values.dtype)
+        rows = chunk_rows(values.shape, values.dtype)
+        for start in range(0, len(values), rows):
+            dataset[start : start + rows] = values[start : start + rows]
+
+    def _create(
+        self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> h5py.Dataset:
+        if 0 in shape:  # HDF5 has no chunk of nothing
+            return group.create_dataset(name, shape, dtype)
+        compressed = self._compression is not Hdf5Compression.none
+        return group.create_dataset(
+            name,
+            shape,
+            dtype,
+            chunks=(chunk_rows(shape, dtype), *shape[1:]),
+            compression=self._compression.value if compressed else None,
+            shuffle=compressed,
+        )
+
+
+class Hdf5Slide:
+    """A slide in HDF5, open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a finished slide.
+
+        Raises:
+            StoreError: If it is not a slide of this store.
+        """
+        try:
+            # Published files never change, and some network file systems cannot lock.
+            self._file = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            raise StoreError(_not_ours(path, "it cannot be opened as HDF5")) from error
+        try:
+            self.coords: NDArray[np.int32] = self._file["coords"][:]
+            self._features = self._file["features"]
+            self.columns: Mapping[str, NDArray[Any]] = {
+                name: dataset[:] for name, dataset in self._file["columns"].items()
+            }
+            self.attributes: Mapping[str, Any] = _read_attributes(self._file)
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            self._file.close()
+            raise StoreError(_not_ours(path, "it lacks coords or features")) from error
+
+    def feature_names(self) -> list[str]:
+        """List the feature sets."""
+        return sorted(self._features)
+
+    def feature_shape(self, name: str) -> tuple[int, int]:
+        """Give a feature set's ``(n, dim)`` without reading it."""
+        rows, dim = self._features[name].shape
+        return rows, dim
+
+    def features(self, name: str, rows: slice = slice(None)) -> NDArray[np.floating[Any]]:
+        """Read a feature set, or some of its rows."""
+        values: NDArray[np.floating[Any]] = self._features[name][rows]
+        return values
+
+    def feature_attributes(self, name: str) -> Mapping[str, Any]:
+        """Read a feature set's attributes."""
+        return _read_attributes(self._features[name])
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def __enter__(self) -> Hdf5Slide:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
+    """Open a private file so that a full disk is an error and no more.
+
+    HDF5 writes what it still holds when a file is closed. Where that fails it keeps the file
+    open for good, and the process dies at its end. So nothing but a little metadata is held
+    back (no chunk cache; blocks are whole chunks), and after an error the file, of no use any
+    more, is emptied first: then there is room to close it.
+    """
+    file = h5py.File(path, mode, locking=False, rdcc_nbytes=0)
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        os.truncate(path, 0)
+        raise
+    finally:
+        file.close()
+
+
+def _read_attributes(node: h5py.HLObject) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        for name, value in node.attrs.items()
+    }
+
+
+def _passports(coords: NDArray[np.int32], attributes: Mapping[str, Any]) -> NDArray[np.bytes_]:
+    stem = Path(str(attributes.get("filename", ""))).stem
+    mag, target = (attributes.get(f"{k}_magnification") for k in ("level0", "target"))
+    tail = f"mag{mag}_tmag{target}_total{len(coords)}"
+    lines = (f"{stem}__x{x}_y{y}_rw{w}_rh{h}_lv{lv}_{tail}" for x, y, w, h, lv in coords.tolist())
+    return np.array([line.encode() for line in lines], _PASSPORT)
+
+
+def _not_ours(path: Path, reason: str) -> str:
+    return (
+        f"{path} is not a slide that microtome's hdf5 writer stored, or is damaged: {reason}. "
+        "Move it away, or use force=true."
+    )

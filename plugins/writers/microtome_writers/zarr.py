@@ -1,0 +1,156 @@
+"""One Zarr v3 group a slide: ``coords``, ``columns/*``, ``features/*`` and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import GzipCodec, ZstdCodec
+from zarr.errors import BaseZarrError
+
+from microtome.errors import ConfigError, StoreError
+from microtome.store.attributes import plain_attributes
+from microtome.store.features import blocks
+from microtome_writers import ZarrCompression, ZarrConfig
+from microtome_writers.chunks import CHUNK_BYTES, chunk_rows
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import FeatureSource
+
+_CODECS: Mapping[ZarrCompression, Any] = {
+    ZarrCompression.none: None,
+    ZarrCompression.zstd: ZstdCodec(level=3),
+    ZarrCompression.gzip: GzipCodec(level=5),
+}
+
+
+class ZarrWriter:
+    """Writes slides as Zarr v3, without consolidated metadata.
+
+    A feature set is a folder by itself, so that a later one can be renamed into a slide.
+    """
+
+    def __init__(self, config: ZarrConfig) -> None:
+        if config.shard_mb < 1:
+            raise ConfigError(f"writer.zarr.shard_mb={config.shard_mb}: a shard has 1 MiB or more.")
+        self._codec = _CODECS[ZarrCompression(config.compression)]
+        self._shard_chunks = config.shard_mb * (1 << 20) // CHUNK_BYTES
+
+    def create(
+        self,
+        path: Path,
+        coords: NDArray[np.int32],
+        columns: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Write a new slide without features at a path that does not exist yet."""
+        root = zarr.create_group(path, zarr_format=3, attributes=plain_attributes(attributes))
+        self._create(root, "coords", coords.shape, coords.dtype)[:] = coords
+        root.create_group("features")
+        group = root.create_group("columns")
+        for name, values in columns.items():
+            self._create(group, name, values.shape, values.dtype)[:] = values
+
+    def add_features(
+        self, path: Path, name: str, source: FeatureSource, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add a feature set to a slide that this writer created."""
+        group = zarr.open_group(path / "features", mode="r+", zarr_format=3)
+        array = self._create(group, name, source.shape, source.dtype)
+        for start, block in blocks(source, (array.shards or array.chunks)[0]):
+            array[start : start + len(block)] = block
+        # Last, and whole: updating attributes replaces the array's metadata file.
+        array.update_attributes(plain_attributes(attributes))
+
+    def open_stored(self, path: Path) -> ZarrSlide:
+        """Open a finished slide."""
+        return ZarrSlide(path)
+
+    def _create(
+        self, group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> zarr.Array[Any]:
+        rows = chunk_rows(shape, dtype)
+        width = tuple(max(1, side) for side in shape[1:])
+        # A shard may reach beyond the last row: what is not there takes no space.
+        per_shard = min(self._shard_chunks, -(-shape[0] // rows))
+        return group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=(rows, *width),
+            shards=(rows * per_shard, *width) if per_shard > 1 else None,
+            compressors=self._codec,
+            # Chunks of zeros too: then a chunk that is not there is one that was lost.
+            config={"write_empty_chunks": True},
+        )
+
+
+class ZarrSlide:
+    """A slide in Zarr, open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a finished slide.
+
+        Raises:
+            StoreError: If it is not a slide of this store.
+        """
+        try:
+            root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+            self.coords: NDArray[np.int32] = _array(root, "coords")[:]
+            self._features = _group(root, "features")
+            columns = _group(root, "columns")
+        except (BaseZarrError, OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"{path} is not a slide that microtome's zarr writer stored, or is damaged: it "
+                "lacks coords or features. Move it away, or use force=true."
+            ) from error
+        self.columns: Mapping[str, NDArray[Any]] = {
+            name: _array(columns, name)[:] for name in columns.array_keys()
+        }
+        self.attributes: Mapping[str, Any] = root.attrs.asdict()
+
+    def feature_names(self) -> list[str]:
+        """List the feature sets."""
+        return sorted(self._features.array_keys())
+
+    def feature_shape(self, name: str) -> tuple[int, int]:
+        """Give a feature set's ``(n, dim)`` without reading it."""
+        rows, dim = _array(self._features, name).shape
+        return rows, dim
+
+    def features(self, name: str, rows: slice = slice(None)) -> NDArray[np.floating[Any]]:
+        """Read a feature set, or some of its rows."""
+        values: NDArray[np.floating[Any]] = _array(self._features, name)[rows]
+        return values
+
+    def feature_attributes(self, name: str) -> Mapping[str, Any]:
+        """Read a feature set's attributes."""
+        attributes: dict[str, Any] = _array(self._features, name).attrs.asdict()
+        return attributes
+
+    def close(self) -> None:
+        """Release nothing: a Zarr group holds no file open."""
+
+    def __enter__(self) -> ZarrSlide:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    node = group[name]
+    if not isinstance(node, zarr.Array):
+        raise KeyError(name)
+    return node
+
+
+def _group(group: zarr.Group, name: str) -> zarr.Group:
+    node = group[name]
+    if not isinstance(node, zarr.Group):
+        raise KeyError(name)
+    return node

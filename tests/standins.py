@@ -1,0 +1,110 @@
+"""Stand-ins that tests register as plugins, each with one property worth a test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from microtome.plugin import EncoderCard, EncoderSpec, SegmenterSpec, hookimpl, option
+from microtome.plugin.protocols import EncoderOutput
+from microtome.slide.types import TissueMask
+
+
+@dataclass
+class MeanConfig:
+    """Options of `MeanEncoder`."""
+
+    scale: float = option(1.0, help="Multiplies every value.")
+
+
+class MeanEncoder:
+    """Mean colour of a tile."""
+
+    card = EncoderCard(dim=3)
+
+    def __init__(self, config):
+        self.config = config
+
+    def load(self, device, precision):
+        """Load nothing."""
+
+    def encode(self, batch):
+        """Give the mean colour, 0..255, times the scale."""
+        means = batch.pixels.astype(np.float64).mean((1, 2)) * self.config.scale
+        return EncoderOutput(means.astype(np.float32))
+
+
+class NanEncoder(MeanEncoder):
+    """Gives a value that is no number."""
+
+    def encode(self, batch):
+        """Spoil one value."""
+        output = super().encode(batch)
+        output.embedding[0, 0] = np.nan
+        return output
+
+
+class WideEncoder(MeanEncoder):
+    """Gives more columns than its card says."""
+
+    def encode(self, batch):
+        """Give four columns."""
+        return EncoderOutput(np.zeros((len(batch), 4), np.float32))
+
+
+class Interrupting(MeanEncoder):
+    """Is interrupted by Ctrl-C at a given batch over the whole process."""
+
+    left = 0
+
+    def encode(self, batch):
+        """Count down, then raise KeyboardInterrupt."""
+        if Interrupting.left == 0:
+            raise KeyboardInterrupt
+        Interrupting.left -= 1
+        return super().encode(batch)
+
+
+class NothingSegmenter:
+    """Finds no tissue."""
+
+    def __init__(self, config):
+        pass
+
+    def segment(self, views):
+        """Give empty masks."""
+        return [
+            TissueMask(array=np.zeros(v.image.shape[:2], bool), downsample=v.downsample)
+            for v in views
+        ]
+
+
+class Plugins:
+    """The stand-ins as a plugin."""
+
+    @staticmethod
+    @hookimpl
+    def microtome_encoders():
+        """Register the encoders."""
+        for name, target in {
+            "mean": "MeanEncoder",
+            "nan": "NanEncoder",
+            "wide": "WideEncoder",
+            "interrupting": "Interrupting",
+        }.items():
+            yield EncoderSpec(
+                name=name,
+                target=f"standins:{target}",
+                summary="A stand-in",
+                config=MeanConfig,
+                card=MeanEncoder.card,
+            )
+
+    @staticmethod
+    @hookimpl
+    def microtome_segmenters():
+        """Register the segmenter."""
+        yield SegmenterSpec(
+            name="nothing", target="standins:NothingSegmenter", summary="A stand-in"
+        )

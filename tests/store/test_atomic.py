@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from microtome.errors import StoreError
+from microtome.store import atomic
+from microtome.store.atomic import (
+    NameTakenError,
+    private_path,
+    publish,
+    sweep,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    final = tmp_path / "deep" / "a.h5"
+    with publish(final) as private:
+        assert private.parent == final.parent
+        private.write_text("new")
+        assert not final.exists()
+    assert final.read_text() == "new"
+    assert names(final.parent) == ["a.h5"]
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    final = tmp_path / "a"
+    final.write_text("old")
+    with publish(final) as private:
+        private.write_text("new")
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+
+
+@pytest.mark.parametrize("layout", ["file", "directory"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, layout, error):
+    final = tmp_path / "a"
+    final.mkdir()
+    (final / "old").touch()
+    with pytest.raises(error), publish(final, layout=layout) as private:
+        private.mkdir()
+        (private / "half").touch()
+        raise error
+    assert names(tmp_path) == ["a"]
+    assert names(final) == ["old"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    final = tmp_path / "a"
+    for generation in ("old", "new"):
+        with publish(final, layout="directory") as private:
+            private.mkdir()
+            (private / generation).touch()
+    assert names(final) == ["new"]
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_must_be_new_is_not_replaced(tmp_path):
+    final = tmp_path / "a"
+    final.mkdir()
+    (final / "theirs").touch()
+    with (
+        pytest.raises(NameTakenError, match="exists already"),
+        publish(final, layout="directory", replace=False) as private,
+    ):
+        private.mkdir()
+    assert names(final) == ["theirs"]
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_writer_that_writes_nothing_is_told(tmp_path):
+    with pytest.raises(StoreError, match="nothing was left"), publish(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some of your quota"),
+        (errno.EACCES, "change its permissions"),
+        (errno.EROFS, "choose another output"),
+        (errno.EIO, "check the disk"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_refusals_say_what_to_do(tmp_path, monkeypatch, call, code, advice):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    final = tmp_path / "a.h5"
+    final.write_text("old")
+    monkeypatch.setattr(atomic.os, call, refuse)
+    with pytest.raises(StoreError, match=advice) as caught:
+        write_bytes(final, b"new")
+    monkeypatch.undo()
+    assert str(final) in str(caught.value)
+    assert os.strerror(code) in str(caught.value)
+    assert final.read_text() == "old"
+    assert names(tmp_path) == ["a.h5"]
+
+
+def test_an_output_below_a_file_is_a_store_error(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(StoreError, match="choose another output"):
+        write_bytes(tmp_path / "out" / "patches" / "a.h5", b"")
+
+
+def test_everything_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(atomic.os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
+    final = tmp_path / "a"
+    with publish(final, layout="directory") as private:
+        (private / "sub").mkdir(parents=True)
+        (private / "sub" / "file").touch()
+        inodes = {os.stat(p).st_ino for p in (private, private / "sub", private / "sub" / "file")}
+        assert not done
+    assert set(done[:3]) == inodes
+    assert done[3] == os.stat(tmp_path).st_ino
+
+
+@pytest.mark.parametrize("name", ["naïve 切片", "x" * 250, "切" * 80, " (1),{b}=~'\""])
+def test_any_name_that_a_folder_takes_can_be_published(tmp_path, name):
+    write_bytes(tmp_path / name, b"x")
+    assert names(tmp_path) == [name]
+
+
+def test_json_is_readable_and_survives_odd_file_names(tmp_path):
+    data = {"name": "切片", "odd": "a\udcff"}
+    write_json(tmp_path / "a.json", data)
+    assert "切片" in (tmp_path / "a.json").read_text("utf-8")
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == data
+
+
+def test_sweep_removes_what_dead_processes_of_this_host_left(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from microtome.store.atomic import *\n"
+        "with publish(Path(sys.argv[1]) / 'a.h5') as p: p.touch(); m = private_path(p); "
+        "m.mkdir(); (m / 'x').touch(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == 9
+    alive = private_path(tmp_path / "alive.h5")
+    alive.touch()
+    elsewhere = tmp_path / ".b.h5.00000000-1-00000000.tmp"
+    elsewhere.touch()
+    unrelated = [tmp_path / ".a.tmp", tmp_path / "a.h5"]
+    for path in unrelated:
+        path.touch()
+    assert len(names(tmp_path)) == 6
+    assert len(sweep(tmp_path)) == 2
+    assert names(tmp_path) == sorted(p.name for p in [alive, elsewhere, *unrelated])
+
+
+def test_sweep_of_no_folder_is_nothing(tmp_path):
+    assert sweep(tmp_path / "none") == []
