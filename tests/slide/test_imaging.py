@@ -173,8 +173,10 @@ def test_what_cannot_be_decoded_is_not_made_up():
 @pytest.mark.parametrize("high", [256, 2, 3])
 @pytest.mark.parametrize(
     ("read", "size"),
-    [(512, 256), (336, 224), (672, 224), (896, 224), (448, 224), (560, 224), (1344, 224)]
-    + [(444, 224), (228, 224), (213, 224), (112, 224), (3, 2), (2, 1), (3, 1), (255, 85)],
+    [
+        *((512, 256), (336, 224), (672, 224), (896, 224), (448, 224), (560, 224), (1344, 224)),
+        *((444, 224), (228, 224), (213, 224), (112, 224), (3, 2), (2, 1), (3, 1), (255, 85)),
+    ],
 )
 def test_resampling_is_pillows_with_torch_loaded(read, size, high):
     """Few grey levels make ties, where two kernels that differ at all would differ."""

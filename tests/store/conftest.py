@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import microtome_writers
 import numpy as np
 import pytest
 
+import microtome_writers
 from microtome.plugin.registry import _resolve
 from microtome.store.publish import ArraySource, FeatureSet, SlideContent
 

@@ -43,16 +43,21 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
     assert final.read_text() == "new"
 
 
+def break_off(final, layout, error):
+    with publish(final, layout=layout) as private:
+        private.mkdir()
+        (private / "half").touch()
+        raise error
+
+
 @pytest.mark.parametrize("layout", ["file", "directory"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, layout, error):
     final = tmp_path / "a"
     final.mkdir()
     (final / "old").touch()
-    with pytest.raises(error), publish(final, layout=layout) as private:
-        private.mkdir()
-        (private / "half").touch()
-        raise error
+    with pytest.raises(error):
+        break_off(final, layout, error)
     assert names(tmp_path) == ["a"]
     assert names(final) == ["old"]
 
@@ -125,10 +130,10 @@ def test_everything_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     with publish(final, layout="directory") as private:
         (private / "sub").mkdir(parents=True)
         (private / "sub" / "file").touch()
-        inodes = {os.stat(p).st_ino for p in (private, private / "sub", private / "sub" / "file")}
+        inodes = {p.stat().st_ino for p in (private, private / "sub", private / "sub" / "file")}
         assert not done
     assert set(done[:3]) == inodes
-    assert done[3] == os.stat(tmp_path).st_ino
+    assert done[3] == tmp_path.stat().st_ino
 
 
 @pytest.mark.parametrize("name", ["naïve 切片", "x" * 250, "切" * 80, " (1),{b}=~'\""])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import microtome_writers
 import numpy as np
 import pytest
 from PIL import Image
 
+import microtome_writers
 from microtome.errors import ConfigError, StoreError
 from microtome.slide.types import TissueMask
 from microtome.store.attributes import read_folder_record, write_folder_record

@@ -114,13 +114,19 @@ def do_job(cfg: DictConfig) -> None:
     try:
         code = run(to_run_config(cfg, run_dir))
     except MicrotomeError as caught:
-        sweep = job.mode is not None and job.mode.name == "MULTIRUN"
-        label = f"job {job.job.num} ({', '.join(job.overrides.task)}): " if sweep else ""
-        error, code = str(caught), report(caught, job=label)
+        error, code = str(caught), report(caught, job=_label(job))
     except KeyboardInterrupt as interrupt:
         _leave(run_dir, _interrupted(interrupt), "interrupted")
         raise
     _leave(run_dir, code, error)
+
+
+def _label(job: DictConfig) -> str:
+    """Say which job of a sweep this is; nothing in a plain run."""
+    if job.mode is None or job.mode.name != "MULTIRUN":
+        return ""
+    told = (word for word in job.overrides.task if not word.startswith(("slides=", "output=")))
+    return f"job {job.job.num} ({', '.join(told)}): "
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

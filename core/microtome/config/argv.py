@@ -20,18 +20,20 @@ from microtome.errors import ConfigError
 Names = Mapping[str, Collection[str]]
 """The installed plugins' names by kind."""
 
-# Hydra's flags, with the number of words that each takes; None for an optional one.
-_FLAGS: Mapping[str, int | None] = {
-    "-m": 0, "--multirun": 0, "-r": 0, "--run": 0, "-c": 1, "--cfg": 1, "--resolve": 0,
-    "-p": 1, "--package": 1, "-i": None, "--info": None, "-cd": 1, "--config-dir": 1,
-    "-cn": 1, "--config-name": 1, "-cp": 1, "--config-path": 1, "--hydra-help": 0,
-    "-sc": 0, "--shell-completion": 0,
+# Hydra's flags by what it wants behind them: nothing, any word, or one of some.
+_ANY: tuple[str, ...] = ("",)
+_CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "-m": (), "--multirun": (), "-r": (), "--run": (), "-c": _CFG, "--cfg": _CFG,
+    "--resolve": (), "-p": _ANY, "--package": _ANY, "-i": _INFO, "--info": _INFO,
+    "-cd": _ANY, "--config-dir": _ANY, "-cn": _ANY, "--config-name": _ANY,
+    "-cp": _ANY, "--config-path": _ANY, "--hydra-help": (), "-sc": (), "--shell-completion": (),
 }  # fmt: skip
 # Of these, one at most: each says what Hydra is to do.
 _DOES = {
     "-m": "--multirun", "-r": "--run", "-c": "--cfg", "-i": "--info", "-sc": "--shell-completion",
 }  # fmt: skip
-_INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 _KEY = re.compile(
     r"(?P<sign>\+{0,2}|~)(?P<key>[A-Za-z_][\w-]*(?:[./][\w-]+)*)(?P<package>@[\w.-]*)?=", re.ASCII
 )
@@ -140,18 +142,18 @@ def _exists(word: str) -> bool:
 
 
 def _flag(word: str, rest: Iterator[str]) -> list[str]:
-    name, equals, _ = word.partition("=")
+    name, equals, value = word.partition("=")
     if name not in _FLAGS:
         raise ConfigError(_unknown_flag(name))
     takes = _FLAGS[name]
-    if equals or takes == 0:
+    if not takes:
         return [word]
-    value = next(rest, None)
-    if value is None and takes == 1:
-        raise ConfigError(f"The flag {name} needs a value behind it.")
-    if takes is None and value not in _INFO:
-        raise ConfigError(f"The flag {name} takes one of {', '.join(sorted(_INFO))}.")
-    return [word, str(value)]
+    if not equals:
+        value = next(rest, "")
+    if not value or (takes is not _ANY and value not in takes):
+        wanted = "a word" if takes is _ANY else f"one of {', '.join(takes)}"
+        raise ConfigError(f"The flag {name} wants {wanted} behind it, not {value or 'nothing'}.")
+    return [name, value]
 
 
 def _refuse_contradiction(flags: Collection[str]) -> None:
@@ -192,17 +194,28 @@ def _override(word: str, names: Names, multirun: bool) -> str:
     if key == "preset" and not match["sign"]:
         return "+" + word  # no preset is chosen by default, which is Hydra's reason for the plus
     if is_path_key(key):
-        if key == "output" and multirun and _SWEEP.match(value) and not Path(value).is_dir():
-            raise ConfigError(
-                f"output={value} would sweep over the output, which all jobs share. Name one "
-                "folder; each tiling gets its own below it with tiler.name=auto."
-            )
+        if key == "output":
+            _check_output(value, multirun)
         return head + (literal(_home(value)) if value not in ("", "null") else "null")
+    if key in names and value in ("", "null"):
+        if key not in SEVERAL:
+            raise ConfigError(f"{key}={value} chooses no {key}, and a run needs one.")
+        return head + "[]"
     if key in names:
         return head + _canonical(value, names[key])
     if _NO_TOKEN.search(value) and value[:1] not in "[{'\"":
         return head + literal(value)
     return _canonical_key(head, names) + value
+
+
+def _check_output(value: str, multirun: bool) -> None:
+    if multirun and _SWEEP.match(value) and not Path(value).is_dir():
+        raise ConfigError(
+            f"output={value} would sweep over the output, which all jobs share. Name one "
+            "folder; each tiling gets its own below it with tiler.name=auto."
+        )
+    if "${" in value:  # Hydra resolves the name of its folder twice
+        raise ConfigError(f"output={value} holds ${{, which Hydra would replace. Choose another.")
 
 
 def _home(path: str) -> str:

@@ -25,6 +25,10 @@ SINGLE = ("reader", "segmenter", "tiler")
 SEVERAL = ("encoder", "writer")
 """Kinds of which a run has any number: the nodes are at ``<kind>.<key>``."""
 
+_PHRASES = {
+    "str": "text", "Path": "path", "int": "whole number", "float": "number",
+    "bool": "true | false",
+}  # fmt: skip
 _PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest"}
 
 
@@ -142,7 +146,7 @@ def phrase(hint: Any) -> str:
     if arguments:
         return " or ".join(phrase(argument) for argument in arguments)
     name = str(hint.__name__)
-    return {"str": "text", "Path": "path"}.get(name, name)
+    return _PHRASES.get(name, name)
 
 
 def _attributes(docstring: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from traceback import walk_tb
 
 from hydra.errors import (  # noqa: TID253 - imported when Hydra already is
     HydraException,
@@ -19,17 +20,19 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from microtome.config.options import SEVERAL
 from microtome.errors import ConfigError, MicrotomeError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import SPECS
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises over a command line."""
 
 _MANY = 24
+_LISTS = (*SEVERAL, "visualize")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<word>(?P<key>[^=]+)=(?P<value>.*))'")
 _SWEEP = re.compile(r"Sweep parameters '(.*)' requires --multirun", re.DOTALL)
-_APPEND = re.compile(r"Could not (?:append|add) .*\n.*already at '([^']+)'", re.DOTALL)
+_APPEND = re.compile(r"Could not append .*already at '([^']+)'", re.DOTALL)
 _NO_GROUP = re.compile(r"config group '([^']+)' does not\s+exist")
 _NO_DEFAULT = re.compile(r"Could not override '([^']+)'.\s*No match in the defaults list")
 
@@ -43,6 +46,9 @@ def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
 
     Returns:
         The microtome error in its chain of causes, else a `ConfigError` with one sentence.
+
+    Raises:
+        ValueError: The error itself, if it is a mistake of somebody else's.
     """
     chain = list(_chain(error))
     for link in chain:
@@ -51,8 +57,18 @@ def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
     for link in chain:
         if sentence := _sentence(link, registry):
             return ConfigError(sentence)
+    if not any(_of_hydra(link) for link in chain):
+        raise error
     text = next((str(link) for link in chain if str(link).strip()), type(error).__name__)
     return ConfigError(" ".join(re.sub(r"\n\s*(full_key|object_type).*", "", text).split()))
+
+
+def _of_hydra(error: BaseException) -> bool:
+    """Tell whether an error was raised by Hydra's own code and not by a run inside of it."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -78,8 +94,8 @@ def _sentence(error: BaseException, registry: Registry) -> str | None:
 
 def _by_text(text: str, registry: Registry) -> str | None:
     if match := _AMBIGUOUS.search(text):
-        several = f"{match['key']}=[{match['value']}]"
-        return f"{match['word']} is a sweep: write {several} for one run with all, or add -m."
+        one = f"write {match['key']}=[{match['value']}] for one run with all, or "
+        return f"{match['word']} is a sweep: {one if match['key'] in _LISTS else ''}add -m."
     if match := _SWEEP.search(text):
         return f"{match[1]} is a sweep: add -m."
     if match := _APPEND.search(text):

@@ -83,6 +83,9 @@ def to_run_config(
         name: typed(schema, values.pop(name, {}), name) for name, schema in _SECTIONS.items()
     }
     options: RunOptions = typed(RunOptions, values)
+    for name in ("mpp", "batch_size", "threads"):
+        _positive(name, getattr(options, name))
+    _check_device("device", options.device)
     if not options.slides:
         raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
     reader, segmenter, tiler = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
@@ -94,7 +97,7 @@ def to_run_config(
         recursive=options.recursive,
         formats=options.formats.name,
         slide_id=options.slide_id.name,
-        mpp=_positive("mpp", options.mpp),
+        mpp=options.mpp,
         mpp_csv=Path(options.mpp_csv) if options.mpp_csv else None,
         tiling=_tiling(nodes["tiler"]),
         reader=reader,
@@ -105,8 +108,8 @@ def to_run_config(
         feature_dtype=options.feature_dtype.name,
         visualize=_overlays(options.visualize),
         force=options.force,
-        batch_size=_positive("batch_size", options.batch_size),
-        threads=_positive("threads", options.threads),
+        batch_size=options.batch_size,
+        threads=options.threads,
         resolved=MappingProxyType(_resolve(cfg)),
         **sections,
     )
@@ -286,15 +289,15 @@ def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[Encod
         where = f"encoder.{choice.key}"
         given = {k: v for k, v in nodes[choice.key].items() if k in owned}
         options: EncoderOptions = typed(EncoderOptions, owned | given, where)
-        if not _DEVICE.fullmatch(options.device):
-            raise ConfigError(f"{where}.device={options.device} is not auto, cpu, cuda or cuda:1.")
+        _check_device(f"{where}.device", options.device)
+        _positive(f"{where}.batch_size", options.batch_size)
         yield EncoderChoice(
             plugin=choice.plugin,
             key=choice.key,
             config=choice.config,
             device=options.device,
             precision=options.precision.name,
-            batch_size=_positive(f"{where}.batch_size", options.batch_size),
+            batch_size=options.batch_size,
         )
 
 
@@ -313,7 +316,11 @@ def _overlays(value: Any) -> tuple[str, ...]:
     return OVERLAYS if "all" in asked else tuple(name for name in OVERLAYS if name in asked)
 
 
-def _positive(key: str, value: Any) -> Any:
+def _positive(key: str, value: float | None) -> None:
     if value is not None and not value > 0:
-        raise ConfigError(f"{key}={value} is not above 0.")
-    return value
+        raise ConfigError(f"{key}={value:g} is not above 0.")
+
+
+def _check_device(key: str, device: str) -> None:
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(f"{key}={device} is not auto, cpu, cuda or a certain cuda:1.")

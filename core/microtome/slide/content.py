@@ -17,8 +17,8 @@ def content_keep(pixels: NDArray[np.uint8], settings: FilterSettings) -> NDArray
     A pixel is white if its saturation is below ``white_saturation_below`` and its value at
     least ``white_value_from``, in OpenCV's 8-bit HSV (both 0..255); black if its grey value
     (ITU-R BT.601 luma) is below ``black_gray_below``. A tile goes when its share of white
-    pixels reaches ``white_drop_from``, or of black ones ``black_drop_from``: every threshold
-    drops more the higher the first of each pair is, and less the higher the share.
+    pixels reaches ``white_drop_from``, or of black ones ``black_drop_from``. So a higher
+    ``…_below`` drops more, a higher ``…_from`` less.
 
     Args:
         pixels: (n, h, w, 3) uint8 RGB, as an encoder would be given them.

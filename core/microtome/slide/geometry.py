@@ -10,7 +10,8 @@ The convention of the whole project:
 * ``read = round(size x ratio / ds)`` and ``pitch = round(step x ratio / ds)`` are integers at
   that level, halves up, so without overlap both are equal and no column of tiles drifts.
 * A pixel ``l`` of a level is named by ``x = round(l x ds)``, and ``round(x / ds)`` is ``l``
-  again for any ``ds >= 1``: a reader never has to interpolate.
+  again for any ``ds >= 1``. Where ``ds`` is whole, so is ``x / ds``, and nobody interpolates;
+  elsewhere ``x`` is the nearest that an integer can be, at most ``0.5 / ds`` of a pixel away.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ class TileTarget:
     def __post_init__(self) -> None:
         if (self.magnification is None) == (self.mpp is None):
             raise ConfigError(
-                "a tile needs one target: give tiler.magnification (nominal) or tiler.mpp "
-                "(µm per pixel), not both"
+                "Tiles need one target: give tiler.magnification (nominal) or tiler.mpp "
+                "(µm per pixel), not both."
             )
         _at_least("tiler.size", self.size, 1)
         _at_least("tiler.step", self.stride, 1)
         _at_least("tiler.max_upsample", self.max_upsample, 1)
         for key, value in (("magnification", self.magnification), ("mpp", self.mpp)):
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"tiler.{key} is {value:g}; give a positive number")
+                raise ConfigError(f"tiler.{key} is {value:g}; give a positive number.")
         _one_of("tiler.edge", self.edge, EDGES)
         _one_of("tiler.resample", self.resample, RECIPES)
 
@@ -138,8 +139,8 @@ def _ratio(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
         return target.mpp / mpp_x, target.mpp / mpp_y
     if found.magnification is None:
         raise ResolutionError(
-            f"{info.path.name}: neither magnification nor µm per pixel is known, so it cannot be "
-            f"tiled at {target}; say it with mpp=0.25 or mpp_csv=FILE"
+            f"{info.path}: neither magnification nor µm per pixel is known, so it cannot be tiled "
+            f"at {target}. Say it with mpp=0.25 or mpp_csv=FILE."
         )
     nominal = found.magnification / (target.magnification or math.nan)
     if found.mpp_x is None or found.mpp_y is None:
@@ -154,14 +155,14 @@ def _physical(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
     found = info.resolution
     if found.mpp_x is None or found.mpp_y is None:
         raise ResolutionError(
-            f"{info.path.name}: its µm per pixel is not known, so it cannot be tiled at {target}; "
-            "say it with mpp=0.25 or mpp_csv=FILE"
+            f"{info.path}: its µm per pixel is not known, so it cannot be tiled at {target}. "
+            "Say it with mpp=0.25 or mpp_csv=FILE."
         )
     if found.assumed:
         raise ResolutionError(
-            f"{info.path.name}: its {found.mpp_x:g} µm per pixel is only {found.mpp_source}, too "
-            f"rough for {target}; say the true one with mpp= or mpp_csv=, or tile by "
-            "tiler.magnification"
+            f"{info.path}: its {found.mpp_x:g} µm per pixel is only {found.mpp_source}, too rough "
+            f"for {target}. Say the true one with mpp= or mpp_csv=, or tile by "
+            "tiler.magnification."
         )
     return found.mpp_x, found.mpp_y
 
@@ -173,9 +174,9 @@ def _choose_level(info: SlideInfo, target: TileTarget, ratio: tuple[float, float
     if not fits:
         finer = 1 / min(ratio)
         raise GeometryError(
-            f"{info.path.name}: {target} is {finer:.3g} times finer than its level 0 "
-            f"({_level0(info)}); ask for a coarser target, or allow it with "
-            f"tiler.max_upsample={math.ceil(finer * 100) / 100:g}"
+            f"{info.path}: {target} is {finer:.3g} times finer than its level 0 "
+            f"({_level0(info)}). Ask for a coarser target, or allow it with "
+            f"tiler.max_upsample={math.ceil(finer * 100) / 100:g}."
         )
     return max(fits, key=lambda i: info.levels[i].downsample)
 
@@ -196,8 +197,8 @@ def _pixels(
     x, y = (math.floor(length * axis / ds + 0.5) for axis in ratio)
     if min(x, y) < 1:
         raise GeometryError(
-            f"{info.path.name}: {length} px at {target} is less than one pixel of its level 0 "
-            f"({_level0(info)}); raise tiler.size and tiler.step"
+            f"{info.path}: {length} px at {target} is less than one pixel of its level 0 "
+            f"({_level0(info)}). Raise tiler.size and tiler.step."
         )
     return x, y
 
@@ -213,9 +214,9 @@ def _effective_mpp(
 
 def _at_least(key: str, value: float, least: int) -> None:
     if not least <= value < math.inf:
-        raise ConfigError(f"{key} is {value:g}; give {least} or more")
+        raise ConfigError(f"{key} is {value:g}; give {least} or more.")
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"{key} is {value!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{key} is {value!r}; available: {', '.join(known)}.")

@@ -46,11 +46,11 @@ class GridTiler:
     def __init__(self, config: GridConfig | None = None) -> None:
         config = config or GridConfig()
         if not 0 <= config.min_tissue <= 1:
-            raise ConfigError(f"tiler.min_tissue is {config.min_tissue:g}; give a share, 0 to 1")
+            raise ConfigError(f"tiler.min_tissue is {config.min_tissue:g}; give a share, 0 to 1.")
         if len(config.origin) != 2 or min(config.origin) < 0:
             raise ConfigError(
-                f"tiler.origin is {list(config.origin)}; give x and y in level-0 pixels, [0,0] "
-                "or more"
+                f"tiler.origin is {list(config.origin)}; give x and y in level-0 pixels, both 0 "
+                "or more."
             )
         self.config = config
         self.target = _target(config)
@@ -91,8 +91,8 @@ class GridTiler:
         )
         if len(x) * len(y) > _MAX_PLACES:
             raise GeometryError(
-                f"{info.path.name}: {len(x)} x {len(y)} places for tiles of "
-                f"{geometry.size} px at a step of {geometry.step}; raise tiler.step"
+                f"{info.path}: tiles of {geometry.size} px at a step of {geometry.step} have "
+                f"{len(x)} × {len(y)} places, too many. Raise tiler.step."
             )
         return _at_level0(x, level), _at_level0(y, level)
 

@@ -1,8 +1,22 @@
 """The kit for those who test plugins: contracts to subclass, synthetic slides to run on.
 
-`microtome.testing.contracts` needs pytest; everything else needs the base install alone.
+A contract is a pytest class. Subclass it, name the plugin, and pytest runs what the protocol
+promises::
+
+    from microtome.testing import EncoderContract
+
+
+    class TestAcme(EncoderContract):
+        plugin = "acme"
+
+Only the contracts need pytest: they are imported when asked for.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from microtome.testing.samples import make_info, make_mask, make_view
 from microtome.testing.synthetic import (
     MASK_DOWNSAMPLE,
     SlideRecipe,
@@ -11,10 +25,41 @@ from microtome.testing.synthetic import (
     make_slide,
 )
 
+if TYPE_CHECKING:
+    from microtome.testing.contracts import (
+        EncoderContract,
+        ReaderContract,
+        SegmenterContract,
+        TilerContract,
+        TileWriterContract,
+        WriterContract,
+    )
+
 __all__ = [
     "MASK_DOWNSAMPLE",
+    "EncoderContract",
+    "ReaderContract",
+    "SegmenterContract",
     "SlideRecipe",
     "SyntheticSlide",
+    "TileWriterContract",
+    "TilerContract",
+    "WriterContract",
+    "make_info",
+    "make_mask",
     "make_plain_image",
     "make_slide",
+    "make_view",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    # Before the import: failed assertions then show their values, as in a test of one's own.
+    pytest.register_assert_rewrite("microtome.testing.contracts")
+    from microtome.testing import contracts
+
+    return getattr(contracts, name)

@@ -19,7 +19,7 @@ import tifffile
 
 from microtome.errors import SlideOpenError
 from microtome_readers.jpegstream import check_jpeg
-from microtome_readers.tifftags import JPEG, JPEG2000, read_pages
+from microtome_readers.tifftags import JPEG, JPEG2000, TiffTags, read_tags
 
 _HEAD, _TAIL = 2048, 18
 """Bytes of a tile that are looked at: its markers up to the scan, its end with padding."""
@@ -29,7 +29,7 @@ _JPEG2000_START, _JPEG2000_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _lock = threading.Lock()
 
 
-def check_file(path: Path, timeout: float) -> list[Any]:
+def check_file(path: Path, timeout: float) -> TiffTags:
     """Make sure that cuCIM reads a file rightly.
 
     Args:
@@ -37,14 +37,14 @@ def check_file(path: Path, timeout: float) -> list[Any]:
         timeout: Of the child process, in seconds.
 
     Returns:
-        The tifffile page of each level.
+        What its tags say.
 
     Raises:
         SlideOpenError: If it is not certain; says why.
     """
-    pages = read_pages(path)
+    tags = read_tags(path)
     try:
-        for level, page in enumerate(pages):
+        for level, page in enumerate(tags.pages):
             _check_tags(page)
             _check_tiles(path, level, page)
     except ValueError as error:
@@ -54,7 +54,7 @@ def check_file(path: Path, timeout: float) -> list[Any]:
         reason = _probe(path.absolute(), status.st_size, status.st_mtime_ns, timeout)
     if reason:
         raise SlideOpenError(f"cuCIM is not trusted with it: {reason}")
-    return pages
+    return tags
 
 
 def _check_tags(page: Any) -> None:

@@ -15,7 +15,7 @@ from microtome.slide.types import SlideInfo
 from microtome_readers import CucimConfig
 from microtome_readers.cucim_check import check_file
 from microtome_readers.placement import place, read_placed
-from microtome_readers.tifftags import describe_levels, read_properties
+from microtome_readers.tifftags import describe_levels
 
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""
@@ -30,10 +30,9 @@ class CucimReader:
     def __init__(self, path: Path, config: CucimConfig) -> None:
         self._path, self._config = Path(path), config
         _prepare()
-        pages = check_file(self._path, config.probe_timeout)
-        vendor, properties = read_properties(pages[0])
+        tags = check_file(self._path, config.probe_timeout)
         self._slide: Any = open_cucim(self._path)
-        levels = describe_levels(pages)
+        levels = describe_levels(tags.pages)
         found = self._slide.resolutions["level_dimensions"]
         if [tuple(size) for size in found] != [(level.width, level.height) for level in levels]:
             raise SlideOpenError(
@@ -41,7 +40,11 @@ class CucimReader:
                 f"{[(level.width, level.height) for level in levels]}"
             )
         self._info = SlideInfo(
-            path=self._path, reader="cucim", levels=levels, vendor=vendor, properties=properties
+            path=self._path,
+            reader="cucim",
+            levels=levels,
+            vendor=tags.vendor,
+            properties=tags.properties,
         )
 
     def __reduce__(self) -> tuple[type[CucimReader], tuple[Path, CucimConfig]]:
@@ -112,7 +115,7 @@ def read_whole(
 def open_cucim(path: Path) -> Any:
     """Open a file in cuCIM, which may kill the process: only after `check_file`."""
     _prepare()
-    from cucim import CuImage
+    from cucim.clara import CuImage
 
     try:
         return CuImage(str(path))

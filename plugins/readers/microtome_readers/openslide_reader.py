@@ -29,7 +29,7 @@ class OpenSlideReader:
         try:
             self._slide = openslide.OpenSlide(self._path)
         except openslide.OpenSlideUnsupportedFormatError as error:
-            raise SlideOpenError("OpenSlide does not know what it is") from error
+            raise SlideOpenError(_unknown(self._path)) from error
         except (openslide.OpenSlideError, OSError) as error:
             raise SlideOpenError(f"OpenSlide cannot open it ({error})") from error
         try:
@@ -37,6 +37,7 @@ class OpenSlideReader:
         except SlideOpenError:
             self._slide.close()
             raise
+        self._closed = False
         self._slide.set_cache(openslide.OpenSlideCache(config.cache_mb << 20))
 
     def __reduce__(self) -> tuple[type[OpenSlideReader], tuple[Path, OpenSlideConfig]]:
@@ -60,13 +61,17 @@ class OpenSlideReader:
         rows: NDArray[np.int64],
     ) -> None:
         """Fill some rows of a buffer with regions of one level, as `Reader` says."""
+        if self._closed:
+            raise ValueError(f"{self._path} is closed")
         for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
             out[row] = self._region(level, x, y, w, h)
-            self._complete_edges(out[row], level, (x, y, w, h))
+            self._mend_alpha(out[row], level, (x, y, w, h))
 
     def close(self) -> None:
         """Close the slide."""
-        self._slide.close()
+        if not self._closed:
+            self._closed = True
+            self._slide.close()
 
     def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         try:
@@ -77,20 +82,24 @@ class OpenSlideReader:
                 f"{error}"
             ) from error
 
-    def _complete_edges(
+    def _mend_alpha(
         self, pixels: NDArray[np.uint8], level: int, box: tuple[int, int, int, int]
     ) -> None:
-        """Repeat the level's last column and row where OpenSlide interpolates with nothing.
+        """Undo what OpenSlide's interpolation between pixels does to opaque ones.
 
-        Between pixels it blends the last one with what lies outside the slide, which would make
-        it transparent.
+        Where four tiles meet it rounds alpha down by one or two, and in a level's last column
+        and row it blends with what lies outside the slide.
         """
         geometry = self._info.levels[level]
         placed = place(box, geometry.downsample)
+        if not (placed.right or placed.down):
+            return
+        alpha = pixels[..., 3]
         if placed.right and placed.x + placed.width == geometry.width and placed.width > 1:
-            pixels[:, -1, 3] = pixels[:, -2, 3]
+            alpha[:, -1] = alpha[:, -2]
         if placed.down and placed.y + placed.height == geometry.height and placed.height > 1:
-            pixels[-1, :, 3] = pixels[-2, :, 3]
+            alpha[-1] = alpha[-2]
+        alpha[alpha > 251] = 255
 
     def _describe(self) -> SlideInfo:
         properties = dict(self._slide.properties)
@@ -115,6 +124,13 @@ class OpenSlideReader:
             vendor=vendor,
             properties=properties,
         )
+
+
+def _unknown(path: Path) -> str:
+    folder = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and not folder.is_dir():
+        return f"its data folder {folder.name} is not beside it"
+    return "OpenSlide does not know what it is"
 
 
 def _tile(properties: dict[str, str], index: int) -> tuple[int, int] | None:

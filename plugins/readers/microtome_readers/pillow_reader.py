@@ -20,6 +20,9 @@ from microtome_readers import PillowConfig
 # What Pillow raises on files that it cannot make sense of.
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError)
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+"""Of Pillow: it also opens TIFF, but only whole."""
+
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 _GLOBALS = threading.Lock()
@@ -56,7 +59,7 @@ class PillowReader:
     def probe(path: Path) -> bool:
         """Tell from its first bytes whether Pillow knows the file."""
         try:
-            with Image.open(path):
+            with Image.open(path, formats=_FORMATS):
                 return True
         except _ERRORS:
             return False
@@ -103,7 +106,7 @@ class PillowReader:
     def _open(self) -> Iterator[Image.Image]:
         try:
             with _strict():
-                image = Image.open(self._path)
+                image = Image.open(self._path, formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise SlideOpenError("Pillow does not know what it is") from error
         except _ERRORS as error:

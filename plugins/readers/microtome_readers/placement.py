@@ -93,12 +93,18 @@ def interpolate(pixels: NDArray[np.uint8], right: float, down: float) -> NDArray
     if transparent:
         values[..., :3] *= values[..., 3:] / 255
     if right:
-        values = cv2.addWeighted(values[:, :-1], 1 - right, values[:, 1:], right, 0)
+        values = _blend(values[:, :-1], values[:, 1:], right)
     if down:
-        values = cv2.addWeighted(values[:-1], 1 - down, values[1:], down, 0)
+        values = _blend(values[:-1], values[1:], down)
     if transparent:
         values[..., :3] *= 255 / np.maximum(values[..., 3:], 1e-3)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _blend(
+    near: NDArray[np.float32], far: NDArray[np.float32], share: float
+) -> NDArray[np.float32]:
+    return np.asarray(cv2.addWeighted(near, 1 - share, far, share, 0), np.float32)
 
 
 def _split(position: float) -> tuple[int, float]:

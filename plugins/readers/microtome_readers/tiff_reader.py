@@ -23,8 +23,7 @@ from microtome_readers.tifftags import (
     APERIO_YCBCR,
     JPEG,
     describe_levels,
-    read_pages,
-    read_properties,
+    read_tags,
     segment_size,
 )
 
@@ -49,19 +48,19 @@ class TiffReader:
 
     def __init__(self, path: Path, config: TiffConfig) -> None:
         self._path, self._config = Path(path), config
-        pages = read_pages(self._path)
+        tags = read_tags(self._path)
+        pages = tags.pages
         for page in pages:
             check_pixels(page)
         sparse = any(0 in page.databytecounts for page in pages)
         self._channels = 4 if sparse or _has_alpha(pages[0]) else 3
-        vendor, properties = read_properties(pages[0])
         self._info = SlideInfo(
             path=self._path,
             reader="tiff",
             levels=describe_levels(pages),
             channels=self._channels,
-            vendor=vendor,
-            properties=properties,
+            vendor=tags.vendor,
+            properties=tags.properties,
         )
         self._cache = SegmentCache(config.cache_mb << 20)
         file = os.open(self._path, os.O_RDONLY)
@@ -95,9 +94,7 @@ class TiffReader:
         geometry = self._info.levels[level]
         for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
             placement = place((x, y, w, h), geometry.downsample)
-            out[row] = read_placed(
-                lambda *box: self.read_whole(level, *box), placement, geometry
-            )
+            out[row] = read_placed(lambda *box: self.read_whole(level, *box), placement, geometry)
 
     def close(self) -> None:
         """Close the file and drop what was decoded."""
@@ -247,6 +244,9 @@ def check_pixels(page: Any) -> None:
             f"its pixels are {page.dtype} of {page.bitspersample} bits and how to scale them to "
             f"8 bits is not known: {convert}"
         )
+    if page.compression != 1 and page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        name = getattr(page.compression, "name", page.compression)
+        raise SlideOpenError(f"its compression {name} is not known")
     kinds = (_PHOTOMETRIC.RGB, _PHOTOMETRIC.MINISBLACK, _PHOTOMETRIC.MINISWHITE)
     jpeg = page.photometric == _PHOTOMETRIC.YCBCR and page.compression in (JPEG, APERIO_YCBCR)
     if not (page.photometric in (*kinds, _PHOTOMETRIC.PALETTE) or jpeg):
@@ -275,17 +275,19 @@ def _has_alpha(page: Any) -> bool:
 def _palette(page: Any) -> NDArray[np.uint8]:
     table = np.asarray(page.colormap)
     # The standard has 16-bit entries; some writers put 8-bit ones there.
-    return (table >> 8 if table.max() > 255 else table).astype(np.uint8).T
+    return np.asarray(table.T // (257 if table.max() > 255 else 1), np.uint8)
 
 
 def _from_ycbcr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert full-range BT.601, as JFIF defines it."""
     values = pixels.astype(np.float32)
     y, cb, cr = values[..., 0], values[..., 1] - 128, values[..., 2] - 128
-    rgb = np.stack((y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb), axis=2)
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    colours = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
+    rgb: NDArray[np.uint8] = np.clip(np.rint(np.stack(colours, 2)), 0, 255).astype(np.uint8)
+    return rgb
 
 
 def _unpremultiplied(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scaled = colours.astype(np.float32) * (255 / np.maximum(alpha, 1).astype(np.float32))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    scale = 255 / np.maximum(alpha, 1).astype(np.float64)
+    scaled: NDArray[np.uint8] = np.clip(np.rint(colours * scale), 0, 255).astype(np.uint8)
+    return scaled

@@ -6,6 +6,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,23 @@ _UNITS = {1: "none", 2: "inch", 3: "centimeter"}
 _APERIO_FIELD = re.compile(r"\s*([^=|]+?)\s*=\s*(.*?)\s*")
 
 
-def read_pages(path: Path) -> list[Any]:
-    """Read the tags of a TIFF's pyramid.
+@dataclass(frozen=True)
+class TiffTags:
+    """What the tags of a TIFF say.
 
-    Args:
-        path: The file.
+    Attributes:
+        pages: One tifffile page a level, finest first.
+        vendor: As OpenSlide names it, where known.
+        properties: Its metadata under OpenSlide's names.
+    """
 
-    Returns:
-        One tifffile page a level, finest first. The file is closed again; pages still decode.
+    pages: list[Any]
+    vendor: str | None
+    properties: dict[str, str]
+
+
+def read_tags(path: Path) -> TiffTags:
+    """Read the tags of a TIFF. The file is closed again; the pages still decode.
 
     Raises:
         SlideOpenError: If it is no TIFF, or its tags or byte ranges make no sense.
@@ -54,11 +64,13 @@ def read_pages(path: Path) -> list[Any]:
             pages = find_pyramid(list(tiff.pages))
             for page in pages:
                 _check_page(page, tiff.filehandle.size)
+                # Kept by the page: they look into the file, which is closed later.
+                _ = page.decode, page.jpegtables, page.colormap
+            return TiffTags(pages, *_read_properties(pages[0]))
     except SlideOpenError:
         raise
     except TAG_ERRORS as error:
         raise SlideOpenError(f"its TIFF tags cannot be read ({error})") from error
-    return pages
 
 
 def find_pyramid(pages: list[Any]) -> list[Any]:
@@ -66,13 +78,18 @@ def find_pyramid(pages: list[Any]) -> list[Any]:
 
     A page is a level when it holds the same kind of pixels as the first one, says that it is a
     reduced version of it (or the file is Aperio's, which says nothing), and has its proportions
-    to within two pixels: labels, macros and other series are no levels.
+    to within two pixels: labels, macros and other series are no levels. SubIFDs, which OME-TIFF
+    keeps its pyramid in, count where the main chain has no levels: OpenSlide knows only that.
     """
     base = pages[0]
-    related = [page for page in pages[1:] if page.is_reduced or base.is_svs]
-    related += list(base.pages or ())
+    chain = [page for page in pages[1:] if page.is_reduced or base.is_svs]
+    levels = _levels_among(base, chain)
+    return levels if len(levels) > 1 else _levels_among(base, list(base.pages or ()))
+
+
+def _levels_among(base: Any, pages: list[Any]) -> list[Any]:
     levels = [base]
-    for page in sorted(related, key=lambda page: -int(page.imagewidth)):
+    for page in sorted(pages, key=lambda page: -int(page.imagewidth)):
         smaller = page.imagewidth < levels[-1].imagewidth
         if smaller and _kind(page) == _kind(base) and _proportional(page, base):
             levels.append(page)
@@ -86,9 +103,7 @@ def describe_levels(pages: list[Any]) -> tuple[Level, ...]:
         Level(
             width=page.imagewidth,
             height=page.imagelength,
-            downsample=(
-                base.imagewidth / page.imagewidth + base.imagelength / page.imagelength
-            )
+            downsample=(base.imagewidth / page.imagewidth + base.imagelength / page.imagelength)
             / 2,
             tile=segment_size(page),
         )
@@ -103,7 +118,7 @@ def segment_size(page: Any) -> tuple[int, int]:
     return page.imagewidth, min(page.rowsperstrip, page.imagelength)
 
 
-def read_properties(page: Any) -> tuple[str | None, dict[str, str]]:
+def _read_properties(page: Any) -> tuple[str | None, dict[str, str]]:
     """Give a TIFF's vendor, if it is known, and its metadata under OpenSlide's names."""
     properties = {
         f"tiff.{name}": str(page.tags[name].value) for name in _TEXT_TAGS if name in page.tags
@@ -161,7 +176,8 @@ def _check_page(page: Any, file_size: int) -> None:
     for index, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
         if offset + size > file_size:
             raise SlideOpenError(
-                f"it is truncated: tile or strip {index} ends at byte {offset + size} of {file_size}"
+                f"it is truncated: tile or strip {index} ends at byte {offset + size}, the file "
+                f"at {file_size}"
             )
 
 

@@ -1,8 +1,8 @@
 """The embedded default: statistics of stain, colour, texture and nuclei, in numpy and OpenCV.
 
-Every sum over pixels is taken in integers, or in float64 on integers far below 2⁵³, so it is
-exact and the order of summation cannot matter: a tile's row is bit-equal in any batch, on any
-engine and at any number of threads. Floating point begins with the few dozen sums.
+Every sum over pixels is taken in integers, or by OpenCV in float64 on integers far below 2⁵³, so
+it is exact and the order of summation cannot matter: a tile's row is bit-equal in any batch, on
+any engine and at any number of threads. Floating point begins with the few dozen sums.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,8 +42,9 @@ EOSIN = (0.07, 0.99, 0.11)
 
 OD_STEP = 100
 """Steps of a stain plane per unit of optical density: 255 is 2.55, above what 8 bits can hold."""
-_FINE = 16  # Guard bits for the sum of three rounded terms.
-_RESIDUAL_ZERO = 128  # The residual is signed; its plane is shifted by half of its range.
+STAIN_ZEROS = (0, 0, 128)
+"""The level of each stain plane that stands for none: the residual is signed."""
+_GUARD_BITS = 4  # Of the sum of three rounded terms.
 
 TISSUE_OD = 0.15
 """Density from which a pixel is tissue (Macenko et al. 2009, beta)."""
@@ -104,8 +106,8 @@ def describe_tile(tile: NDArray[np.uint8]) -> list[float]:
     """
     tile = np.ascontiguousarray(tile)
     channels = [np.ascontiguousarray(tile[..., c]) for c in range(3)]
-    stains = [_stain_plane(channels, tables) for tables in _STAIN_TABLES]
-    luminance = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+    stains = [_stain_plane(channels, stain) for stain in range(3)]
+    luminance = np.asarray(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), np.uint8)
     groups = (
         _colour(tile, channels),
         _density(channels),
@@ -149,7 +151,7 @@ class _Moments:
         return float(np.cbrt(third))
 
 
-def _histogram(plane: Plane) -> Histogram:
+def _histogram(plane: NDArray[Any]) -> Histogram:
     counts = cv2.calcHist([plane], [0], None, [256], [0, 256])
     return counts.ravel().astype(np.int64)
 
@@ -165,8 +167,8 @@ def _colour(tile: NDArray[np.uint8], channels: Sequence[Plane]) -> Iterator[floa
     for channel in channels:
         moments = _Moments.of(_histogram(channel))
         yield from (moments.mean / 255, moments.std / 255, moments.skew / 255)
-    saturation = np.ascontiguousarray(cv2.cvtColor(tile, cv2.COLOR_RGB2HSV)[..., 1])
-    moments = _Moments.of(_histogram(saturation))
+    saturation = cv2.extractChannel(cv2.cvtColor(tile, cv2.COLOR_RGB2HSV), 1)
+    moments = _Moments.of(_histogram(np.asarray(saturation, np.uint8)))
     yield from (moments.mean / 255, moments.std / 255)
 
 
@@ -180,23 +182,21 @@ def _stain_tables() -> list[list[NDArray[np.int16]]]:
 
     The residual is the direction at right angles to both stains, as in Ruifrok & Johnston.
     """
-    vectors = [np.array(HAEMATOXYLIN), np.array(EOSIN)]
-    vectors.append(np.cross(*vectors))
-    unit = np.array([v / np.linalg.norm(v) for v in vectors])
-    unmix = np.linalg.inv(unit)
-    terms = _optical_density()[None, None] * unmix.T[..., None] * OD_STEP * _FINE
+    first, second = np.array(HAEMATOXYLIN), np.array(EOSIN)
+    vectors = (first, second, np.cross(first, second))
+    unmix = np.linalg.inv(np.array([v / np.linalg.norm(v) for v in vectors]))
+    terms = _optical_density()[None, None] * unmix.T[..., None] * (OD_STEP << _GUARD_BITS)
     return [list(stain) for stain in np.rint(terms).astype(np.int16)[:, :, :, None]]
 
 
-def _stain_plane(channels: Sequence[Plane], tables: Sequence[NDArray[np.int16]]) -> Plane:
-    """Give a stain's amount in steps of 1 / `OD_STEP`, shifted by `_RESIDUAL_ZERO` if signed."""
-    red, green, blue = (
-        cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)
-    )
-    total = red + green + blue
-    signed = tables is _STAIN_TABLES[2]
-    amount = (total + _FINE // 2) // _FINE if not signed else total // _FINE + _RESIDUAL_ZERO
-    return np.clip(amount, 0, 255).astype(np.uint8)
+def _stain_plane(channels: Sequence[Plane], stain: int) -> Plane:
+    """Give a stain's amount in steps of 1 / `OD_STEP` from its level in `STAIN_ZEROS`."""
+    red, green, blue = map(cv2.LUT, channels, _STAIN_TABLES[stain])
+    rounding = ((2 * STAIN_ZEROS[stain] + 1) << _GUARD_BITS) // 2
+    total = cv2.add(cv2.add(red, green), blue)
+    amount: Any = (np.asarray(total, np.int16) + np.int16(rounding)) >> _GUARD_BITS
+    saturated: Any = cv2.add(amount, 0, dtype=cv2.CV_8U)  # type: ignore[call-overload]
+    return np.asarray(saturated, np.uint8)
 
 
 _LEVELS = np.arange(256, dtype=np.int64)
@@ -205,10 +205,15 @@ _STAIN_TABLES = _stain_tables()
 _DENSITY_TABLE = np.rint(_optical_density() * 1000 / 3).astype(np.int16)[:, None]
 
 
+def _sum_of_squares(values: NDArray[Any]) -> int:
+    # Rounded, since OpenCV squares a square root here: exact up to 2⁵⁰, or tiles of 16k px.
+    return round(cv2.norm(values, cv2.NORM_L2SQR))
+
+
 def _density(channels: Sequence[Plane]) -> Iterator[float]:
     red, green, blue = (cv2.LUT(channel, _DENSITY_TABLE) for channel in channels)
-    total = (red + green + blue).astype(np.float64).ravel()
-    count, first, second = total.size, int(total.sum()), int(total @ total)
+    total = np.asarray(cv2.add(cv2.add(red, green), blue), np.int16)
+    count, first, second = total.size, int(cv2.sumElems(total)[0]), _sum_of_squares(total)
     yield first / count / 1000
     yield float((second * count - first**2) ** 0.5 / count / 1000)
     yield int(np.count_nonzero(total > TISSUE_OD * 1000)) / count
@@ -216,7 +221,7 @@ def _density(channels: Sequence[Plane]) -> Iterator[float]:
 
 def _stain(stains: Sequence[Plane]) -> Iterator[float]:
     moments = []
-    for plane, zero in zip(stains, (0, 0, _RESIDUAL_ZERO), strict=True):
+    for plane, zero in zip(stains, STAIN_ZEROS, strict=True):
         histogram = _histogram(plane)
         moments.append(_Moments.of(histogram))
         yield (moments[-1].mean - zero) / OD_STEP
@@ -225,7 +230,8 @@ def _stain(stains: Sequence[Plane]) -> Iterator[float]:
     haematoxylin, eosin, _ = moments
     both = haematoxylin.first + eosin.first
     yield haematoxylin.first / both if both else 0.0
-    product = int(stains[0].astype(np.float64).ravel() @ stains[1].astype(np.float64).ravel())
+    total = np.asarray(cv2.add(stains[0], stains[1], dtype=cv2.CV_16U), np.uint16)
+    product = (_sum_of_squares(total) - haematoxylin.second - eosin.second) // 2
     count = haematoxylin.count
     covariance = (product * count - haematoxylin.first * eosin.first) / count**2
     spread = haematoxylin.std * eosin.std
@@ -234,13 +240,12 @@ def _stain(stains: Sequence[Plane]) -> Iterator[float]:
 
 def _gradients(luminance: Plane) -> Iterator[float]:
     """Divide by 4 × 255: the largest response of the Sobel filter."""
-    gx, gy = (cv2.Sobel(luminance, cv2.CV_16S, dx, 1 - dx) for dx in (1, 0))
+    gradients = [cv2.Sobel(luminance, cv2.CV_16S, dx, 1 - dx) for dx in (1, 0)]
     count = luminance.size
-    flat = [g.astype(np.float64).ravel() for g in (gx, gy)]
-    yield sum(int(np.abs(g).sum()) for g in flat) / count / 1020
-    yield sum(int(g @ g) for g in flat) / count / 1020**2
-    laplacian = cv2.Laplacian(luminance, cv2.CV_16S).astype(np.float64).ravel()
-    first, second = int(laplacian.sum()), int(laplacian @ laplacian)
+    yield sum(int(cv2.norm(g, cv2.NORM_L1)) for g in gradients) / count / 1020
+    yield sum(_sum_of_squares(g) for g in gradients) / count / 1020**2
+    laplacian = cv2.Laplacian(luminance, cv2.CV_16S)
+    first, second = int(cv2.sumElems(laplacian)[0]), _sum_of_squares(laplacian)
     yield (second * count - first**2) / count**2 / 255**2
 
 
@@ -248,26 +253,21 @@ def _octaves(luminance: Plane) -> Iterator[float]:
     """Split the variance by scale: each octave's is what a 2 × 2 average takes away."""
     side = 2 * OCTAVES[-1]
     height, width = (length // side * side for length in luminance.shape)
-    sums: NDArray[np.float64] = luminance[:height, :width].astype(np.float64)
-    power = _power(sums)
+    sums = luminance[:height, :width].astype(np.uint16)  # of 16 × 16 pixels at most: it fits
+    power = _sum_of_squares(sums)
     for size in OCTAVES:
         pairs = sums[::2] + sums[1::2]
         sums = pairs[:, ::2] + pairs[:, 1::2]
-        coarser = _power(sums)
+        coarser = _sum_of_squares(sums)
         # Both are sums of squared block sums; a mean square divides by pixels and block area.
         yield (4 * power - coarser) / (4 * size**2 * height * width) / 255**2
         power = coarser
 
 
-def _power(sums: NDArray[np.float64]) -> int:
-    flat = np.ascontiguousarray(sums).ravel()
-    return int(flat @ flat)
-
-
 _I, _J = np.divmod(_LEVELS, 16)
 
 
-def _cooccurrence(levels: Plane, distance: int) -> Iterator[float]:
+def _cooccurrence(levels: NDArray[Any], distance: int) -> Iterator[float]:
     """Count pairs of 16 grey levels in four directions, both ways, and describe the table."""
     d = distance
     pairs = (
@@ -276,11 +276,8 @@ def _cooccurrence(levels: Plane, distance: int) -> Iterator[float]:
         (levels[:-d, :-d], levels[d:, d:]),
         (levels[:-d, d:], levels[d:, :-d]),
     )
-    counts = sum(
-        (_histogram(np.ascontiguousarray((a << 4) | b)) for a, b in pairs),
-        np.zeros(256, np.int64),
-    ).reshape(16, 16)
-    counts = (counts + counts.T).ravel()
+    one_way = np.sum([_histogram((a << 4) | b) for a, b in pairs], axis=0).reshape(16, 16)
+    counts = (one_way + one_way.T).ravel()
     total = int(counts.sum())
     yield int((counts * (_I - _J) ** 2).sum()) / total / 15**2
     mean = int((counts * _I).sum()) / total
@@ -291,7 +288,7 @@ def _cooccurrence(levels: Plane, distance: int) -> Iterator[float]:
     share = counts[counts > 0] / total
     yield float((share * share).sum())
     yield float((counts / (1 + np.abs(_I - _J))).sum() / total)
-    yield float(-(share * np.log2(share)).sum())
+    yield abs(float((share * np.log2(share)).sum()))
 
 
 def _pattern_table() -> NDArray[np.uint8]:
@@ -312,8 +309,7 @@ def _binary_patterns(luminance: Plane) -> Iterator[float]:
     code = np.zeros((height, width), np.uint8)
     for bit, (top, left) in enumerate(_NEIGHBOURS):
         neighbour = luminance[top : top + height, left : left + width]
-        brighter = cv2.compare(neighbour, centre, cv2.CMP_GE)
-        code |= brighter & np.uint8(1 << bit)
+        code |= (neighbour >= centre).view(np.uint8) << bit
     counts = np.bincount(_PATTERNS, weights=_histogram(code), minlength=LBP_BINS)
     yield from (float(count) / code.size for count in counts)
 
@@ -324,7 +320,7 @@ def _nuclei(haematoxylin: Plane) -> Iterator[float]:
     threshold = max(int(otsu), round(MIN_NUCLEUS_OD * OD_STEP))
     _, dark = cv2.threshold(smooth, threshold, 255, cv2.THRESH_BINARY)
     dark = cv2.morphologyEx(dark, cv2.MORPH_OPEN, _CROSS)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
     kept = stats[:, cv2.CC_STAT_AREA] >= MIN_NUCLEUS_AREA
     kept[0] = False  # the background
     area, width, height = (
@@ -342,8 +338,9 @@ def _nuclei(haematoxylin: Plane) -> Iterator[float]:
     yield float((int((area**2).sum()) * count - covered**2) ** 0.5 / count)
     yield float((area / (width * height)).sum()) / count
     yield float((np.maximum(width, height) / np.minimum(width, height)).sum()) / count
-    inside = int(haematoxylin[kept[labels]].sum(dtype=np.int64))
-    outside = int(haematoxylin.sum(dtype=np.int64)) - inside
+    within = kept.view(np.uint8)[labels]
+    inside = int(cv2.sumElems(cv2.multiply(haematoxylin, within))[0])
+    outside = int(cv2.sumElems(haematoxylin)[0]) - inside
     yield inside / covered / OD_STEP
     yield (inside / covered - outside / max(pixels - covered, 1)) / OD_STEP
 

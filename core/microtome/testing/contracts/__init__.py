@@ -1,0 +1,18 @@
+"""What each protocol promises, as pytest classes to subclass. Needs pytest."""
+
+from microtome.testing.contracts.base import PluginContract
+from microtome.testing.contracts.encoder import EncoderContract
+from microtome.testing.contracts.reader import ReaderContract
+from microtome.testing.contracts.segmenter import SegmenterContract
+from microtome.testing.contracts.tiler import TilerContract
+from microtome.testing.contracts.writer import TileWriterContract, WriterContract
+
+__all__ = [
+    "EncoderContract",
+    "PluginContract",
+    "ReaderContract",
+    "SegmenterContract",
+    "TileWriterContract",
+    "TilerContract",
+    "WriterContract",
+]

@@ -1,0 +1,112 @@
+"""Writes the parts of the documentation that come from code, when the site is built.
+
+A line ``<!-- generated: NAME -->`` in a page becomes what the function of that name gives.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from microtome.config.schema import options_table
+from microtome.plugin.registry import Registered, get_registry
+from microtome.plugin.specs import SPECS, EncoderSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+WALKTHROUGH = re.compile(r"<!-- walkthrough -->\n(.*)<!-- /walkthrough -->", re.DOTALL)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill in a page's generated parts: MkDocs calls this for every page."""
+    return MARK.sub(lambda match: GENERATORS[match[1]](), markdown)
+
+
+def plugins() -> str:
+    """List microtome's own plugins by kind."""
+    parts = []
+    for kind in SPECS:
+        parts += [f"## {kind.capitalize()}s", table(("name", "", "needs"), map(_plugin, own(kind)))]
+    return "\n\n".join(parts)
+
+
+def cards() -> str:
+    """List what encoders' cards say."""
+    headings = ("encoder", "D", "tile", "pooling", "licence", "gated", "weights")
+    specs = (entry.spec for entry in own("encoder"))
+    return table(headings, (_card(s) for s in specs if isinstance(s, EncoderSpec) and s.card))
+
+
+def handcrafted() -> str:
+    """List the columns of the handcrafted features."""
+    module = importlib.import_module("microtome_encoders.patch.columns")
+    return str(module.columns_table())
+
+
+def changelog() -> str:
+    """Give the changelog."""
+    return (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def contributing() -> str:
+    """Give the page for contributors, its links as this site has them."""
+    return (ROOT / "CONTRIBUTING.md").read_text("utf-8").replace("](docs/", "](")
+
+
+def walkthrough() -> str:
+    """Give the plugin of ten minutes, without its heading."""
+    match = WALKTHROUGH.search((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    if match is None:
+        raise ValueError("CONTRIBUTING.md has no walk-through between its marks")
+    return match[1].strip().partition("\n")[2]
+
+
+def own(kind: str) -> Iterator[Registered]:
+    """Give what this distribution registers of a kind, whatever else is installed."""
+    return (e for e in get_registry().entries(kind) if e.distribution == "microtome")
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write a Markdown table."""
+    headings = list(headings)
+    lines = [headings, ["---"] * len(headings), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _plugin(entry: Registered) -> tuple[str, ...]:
+    spec = entry.spec
+    needs = f"`{spec.install}`" if spec.install and spec.requires else ""
+    return f"`{spec.name}`", spec.summary, needs
+
+
+def _card(spec: EncoderSpec) -> tuple[str, ...]:
+    card = spec.card
+    if card is None:
+        raise ValueError(f"{spec.name} has no card")
+    tile = "any" if card.patch_size is None else f"{card.patch_size} px"
+    if card.magnification is not None:
+        tile += f" at {card.magnification:g}x"
+    return (
+        f"`{spec.name}`",
+        str(card.dim),
+        tile,
+        card.pooling,
+        card.licence,
+        "yes" if card.gated else "",
+        f"`{card.hub_id}`" if card.hub_id else "",
+    )
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "options": options_table,
+    "plugins": plugins,
+    "cards": cards,
+    "handcrafted": handcrafted,
+    "changelog": changelog,
+    "contributing": contributing,
+    "walkthrough": walkthrough,
+}

@@ -1,0 +1,238 @@
+"""Command lines that compose runs, sweeps and presets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from config_standins import NetOptions
+
+from microtome.__main__ import main
+from microtome.errors import InputError, StoreError
+from microtome.run.settings import FilterSettings, RunConfig, TissueSettings
+
+
+def files(folder: str) -> set[str]:
+    return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_defaults_are_those_of_run_config(runs):
+    assert main(["a.svs", "output=out"]) == 0
+    (run,) = runs
+    default = RunConfig(slides=("a.svs",), output=Path("out"))
+    ours = {k: v for k, v in vars(run).items() if k not in ("run_dir", "resolved")}
+    theirs = {k: v for k, v in vars(default).items() if k in ours}
+    for settings in (ours, theirs):  # the configurations are compared by their plugins' names
+        settings["tiler"] = settings["tiler"].plugin
+        settings["segmenter"] = settings["segmenter"].plugin
+        settings["encoders"] = [(e.name, e.device, e.batch_size) for e in settings["encoders"]]
+        settings["writers"] = [w.name for w in settings["writers"]]
+    assert ours == theirs
+    assert run.resolved["encoder"]["handcrafted"]["device"] == "auto"
+
+
+def test_nothing_is_left_outside_the_output(runs):
+    main(["a.svs", "output=out"])
+    assert sorted(os.listdir()) == ["a.svs", "out"]
+    assert runs[0].run_dir.parent == Path("out/runs").absolute()
+    left = files("out")
+    assert {Path(name).name for name in left} == {
+        "config.yaml", "hydra.yaml", "overrides.yaml", "outcome.json",
+    }  # fmt: skip
+
+
+def test_options_reach_their_places(runs):
+    line = """a.svs output=out encoder=[ResNet18,uni_v2,acme] writer=[hdf5,png] visualize=[mask,grid]
+    encoder.ResNet18.weights=random encoder.uni_v2.batch_size=8 encoder.acme.device=cuda:1 device=cpu
+    tiler.size=128 tiler.edge=pad tiler.origin=[64,0] tissue.min_region_um2=5 filter.enabled=true
+    task=tissue feature_dtype=float16 mpp=0.25 threads=2 batch_size=16 recursive=true formats=all
+    slide_id=relpath force=true precision=bf16"""
+    assert main(line.split()) == 0
+    (run,) = runs
+    assert [(e.name, e.device, e.precision, e.batch_size) for e in run.encoders] == [
+        ("resnet18", "cpu", "bf16", 16), ("uni_v2", "cpu", "bf16", 8), ("acme", "cuda:1", "bf16", 16)
+    ]  # fmt: skip
+    assert run.encoders[0].config == NetOptions(weights="random")
+    assert run.encoders[1].config == NetOptions(model="hf-hub:uni")  # fixed by the catalogue
+    assert [w.name for w in run.writers] == ["hdf5", "png"]
+    assert run.visualize == ("grid", "mask")
+    tiler = run.tiler.config
+    assert (tiler.size, tiler.edge.name, tiler.origin) == (128, "pad", [64, 0])
+    assert run.tissue == TissueSettings(min_region_um2=5)
+    assert run.filter == FilterSettings(enabled=True)
+    assert (run.task, run.feature_dtype, run.mpp, run.threads) == ("tissue", "float16", 0.25, 2)
+    assert (run.recursive, run.formats, run.slide_id, run.force) == (True, "all", "relpath", True)
+
+
+@pytest.mark.parametrize("none", ["encoder=[]", "encoder=null", "encoder="])
+def test_no_encoder(none, runs):
+    assert main(["a.svs", "output=out", none]) == 0
+    assert runs[0].encoders == ()
+
+
+def test_second_instance_of_one_plugin(runs):
+    line = "a.svs output=out encoder=resnet18 +encoder@encoder.seeded=resnet18"
+    assert main([*line.split(), "encoder.seeded.seed=7"]) == 0
+    first, second = runs[0].encoders
+    assert (first.name, first.config.seed) == ("resnet18", 0)
+    assert (second.name, second.plugin, second.config.seed) == ("seeded", "resnet18", 7)
+
+
+def test_tiler_without_a_name_of_its_own_still_has_a_tiling(runs):
+    assert main(["a.svs", "output=out", "tiler=bare", "tiler.name=mine"]) == 0
+    assert (runs[0].tiler.plugin, runs[0].tiling) == ("bare", "mine")
+
+
+def test_sweep(runs, capsys):
+    line = "-m a.svs output=out encoder=acme,handcrafted tiler.magnification=10,20"
+    assert main(line.split()) == 0
+    assert [(r.encoders[0].name, r.tiler.config.magnification, r.tiling) for r in runs] == [
+        ("acme", 10, "auto"), ("acme", 20, "auto"),
+        ("handcrafted", 10, "auto"), ("handcrafted", 20, "auto"),
+    ]  # fmt: skip
+    assert len({run.run_dir for run in runs}) == 4
+    assert len({run.run_dir.parent for run in runs}) == 1
+    assert {run.output for run in runs} == {Path("out")}
+    assert sorted(os.listdir()) == ["a.svs", "out"]
+    assert "tiler.magnification sets tiler.name=auto" in capsys.readouterr().err
+
+
+def test_sweep_keeps_a_tiling_that_was_named(runs, capsys):
+    assert main("-m a.svs output=out tiler.size=64,128 tiler.name=mine".split()) == 0
+    assert {run.tiling for run in runs} == {"mine"}
+    assert capsys.readouterr().err == ""
+
+
+def test_bad_jobs_do_not_stop_a_sweep(runs, capsys):
+    runs.answers = [3, StoreError("the disk is full"), 0]
+    assert main("-m a.svs output=out tiler.size=big,64,128,256 tiler.name=x".split()) == 2
+    assert len(runs) == 3
+    outcomes = {
+        int(path.parent.name): json.loads(path.read_text())
+        for path in Path("out").rglob("outcome.json")
+    }
+    assert {job: outcome["exit_code"] for job, outcome in outcomes.items()} == {
+        0: 2, 1: 3, 2: 1, 3: 0,
+    }  # fmt: skip
+    assert outcomes[2]["error"] == "the disk is full"
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in errors] == ["microtome: job 0", "microtome: job 2"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(0, 0), (3, 3), (4, 4), (InputError("two slides of one name"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes(answer, code, runs):
+    runs.answers = [answer]
+    assert main(["a.svs", "output=out"]) == code
+    (outcome,) = Path("out").rglob("outcome.json")
+    assert json.loads(outcome.read_text())["exit_code"] == code
+
+
+def test_interrupt_stops_a_sweep(runs):
+    runs.answers = [0, KeyboardInterrupt(), 0]
+    assert main("-m a.svs output=out tiler.size=1,2,3 tiler.name=x".split()) == 130
+    assert len(runs) == 2
+
+
+def test_a_mistake_in_the_program_is_not_put_into_a_sentence(runs):
+    runs.answers = [ValueError("a bug")]
+    with pytest.raises(ValueError, match="a bug"):
+        main(["a.svs", "output=out"])
+
+
+def test_presets_of_the_house(runs):
+    assert main(["a.svs", "output=out", "preset=look"]) == 0
+    assert main(["a.svs", "output=out", "+preset=[clean,look]", "visualize=grid"]) == 0
+    assert (runs[0].task, runs[0].visualize) == ("coords", ("grid", "mask", "contours"))
+    assert runs[0].filter == FilterSettings()
+    assert runs[1].filter.enabled
+    assert runs[1].visualize == ("grid",)
+
+
+def test_compositions_of_ones_own(runs, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "preset").mkdir(parents=True)
+    (mine / "encoder").mkdir()
+    (mine / "preset" / "pair.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /encoder: [acme, resnet18]\n"
+        "encoder:\n  resnet18:\n    seed: 3\n"
+    )
+    (mine / "encoder" / "tuned.yaml").write_text(
+        "# @package encoder.tuned\nplugin: resnet18\nseed: 9\n"
+    )
+    line = ["a.svs", "output=out", "--config-dir", "mine"]
+    assert main([*line, "preset=pair"]) == 0
+    assert main([*line, "encoder=tuned", "batch_size=5"]) == 0
+    assert [e.name for e in runs[0].encoders] == ["acme", "resnet18"]
+    assert runs[0].encoders[1].config.seed == 3
+    (tuned,) = runs[1].encoders
+    assert (tuned.plugin, tuned.config.seed, tuned.batch_size) == ("resnet18", 9, 5)
+
+
+def test_yaml_that_a_plugin_package_brings(runs, registry, tmp_path, monkeypatch):
+    package = tmp_path / "acme_room"
+    (package / "conf" / "preset").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "conf" / "__init__.py").touch()
+    (package / "conf" / "preset" / "acme_way.yaml").write_text(
+        "# @package _global_\nbatch_size: 77\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import acme_room
+
+    registry.add(acme_room, "room", "acme-room")
+    assert main(["a.svs", "output=out", "+preset=acme_way"]) == 0
+    assert runs[0].batch_size == 77
+
+
+def test_cfg_shows_and_does_not_run(runs, capsys):
+    assert main(["a.svs", "--cfg", "job", "task=coords", "encoder=uni_v2"]) == 0
+    shown = capsys.readouterr().out
+    assert runs == []
+    assert os.listdir() == ["a.svs"]
+    assert "task: coords" in shown
+    assert "plugin: uni_v2" in shown
+    assert "hf-hub" not in shown  # what the catalogue fixes is no option
+
+
+def test_traceback_on_request(runs, monkeypatch, capsys):
+    monkeypatch.setenv("MICROTOME_DEBUG", "1")
+    runs.answers = [InputError("no such slide")]
+    main(["a.svs", "output=out"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("microtome encoder=ac", ["encoder=acme"]),
+        ("microtome my,slide(1).svs output=out encoder=res", ["encoder=resnet18"]),
+        ("microtome tiler=", ["tiler=bare", "tiler=grid"]),
+        ("microtome feature_d", ["feature_dtype="]),
+    ],
+)
+def test_completion(line, offered, runs, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == offered
+
+
+def test_completion_script(runs, capsys):
+    assert main(["-sc", "install=bash"]) == 0
+    assert "complete -o nospace" in capsys.readouterr().out
+
+
+def test_process_leaves_with_the_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "microtome", "nope.svs", "output=out", "--frobnicate"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

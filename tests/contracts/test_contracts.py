@@ -1,0 +1,110 @@
+"""Every plugin that is installed, through the contract of its kind.
+
+A class for each name is made below. What a plugin needs to be tested by (random weights, a mask
+beside the slide) is said here, and nowhere else what is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from microtome.plugin import ReaderSpec
+from microtome.plugin.registry import get_registry
+from microtome.slide.types import SlideRef
+from microtome.testing import (
+    EncoderContract,
+    ReaderContract,
+    SegmenterContract,
+    TilerContract,
+    TileWriterContract,
+    WriterContract,
+)
+from microtome.testing.contracts import PluginContract
+from microtome.testing.contracts.reader import Sample
+from microtome.testing.synthetic import SyntheticSlide, make_slide
+
+LARGEST = 15_000_000
+"""Parameters up to which a model is run here; of larger ones the card alone is tested."""
+
+ENCODER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "timm": {"model": "resnet10t", "weights": "random"},
+    "torchvision": {"model": "squeezenet1_1", "weights": "random"},
+}
+
+
+class CucimContract(ReaderContract):
+    def make_sample(self, folder: Path, spec: ReaderSpec) -> Sample:
+        """It is trusted with JPEG only, whose pixels are not those that were painted."""
+        return Sample(make_slide(folder / "sample.svs", size=(1000, 700)).path)
+
+
+class FileSegmenterContract(SegmenterContract):
+    least_iou = 0.9
+
+    def make_ref(self, slide: SyntheticSlide) -> SlideRef:
+        path = slide.path.with_suffix(".mask.png")
+        Image.fromarray(slide.tissue.astype(np.uint8) * 255).save(path)
+        return SlideRef(path=slide.path, slide_id=slide.path.stem, mask_path=path)
+
+    test_glass_is_not_tissue = None
+
+
+class NoSegmenterContract(SegmenterContract):
+    least_iou = None
+
+
+class TissueContract(SegmenterContract):
+    least_iou = 0.8
+
+
+class LargeEncoderContract(EncoderContract):
+    """A model that would take minutes on two cores: nothing that loads it."""
+
+
+for _test in vars(EncoderContract):
+    if _test.startswith("test_") and _test not in (
+        "test_its_card_is_complete_before_loading",
+        "test_its_weights_have_a_name",
+    ):
+        setattr(LargeEncoderContract, _test, None)
+
+
+GENERAL: Mapping[str, type[PluginContract]] = {
+    "reader": ReaderContract,
+    "segmenter": TissueContract,
+    "tiler": TilerContract,
+    "encoder": EncoderContract,
+    "writer": WriterContract,
+}
+SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
+    ("reader", "cucim"): CucimContract,
+    ("segmenter", "file"): FileSegmenterContract,
+    ("segmenter", "none"): NoSegmenterContract,
+    ("writer", "png"): TileWriterContract,
+}
+
+
+def contract(kind: str, name: str) -> type[PluginContract]:
+    spec = get_registry().find(kind, name).spec
+    base = SPECIAL.get((kind, name), GENERAL[kind])
+    body: dict[str, Any] = {"plugin": name}
+    if kind == "encoder" and "weights" in spec.config.__dataclass_fields__:
+        body["options"] = {"weights": "random", **ENCODER_OPTIONS.get(name, {})}
+        if spec.card and (spec.card.params or LARGEST + 1) > LARGEST:
+            base = LargeEncoderContract
+    return type(f"Test{kind.title()}_{name}", (base,), body)
+
+
+for _kind in GENERAL:
+    for _name in get_registry().names(_kind):
+        _made = contract(_kind, _name)
+        globals()[_made.__name__] = _made
+
+
+def test_none_of_our_plugins_is_broken() -> None:
+    assert get_registry().broken == []

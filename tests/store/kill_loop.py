@@ -1,0 +1,118 @@
+"""Kill a job at every file operation in turn, and look at what it leaves.
+
+Not a test: test_publish.py runs it, so that the forks happen in a process without threads.
+Arguments: store, scenario, folder, and how many points to try at most: the last ones, where
+names change, and an even choice of the others. Prints how many it killed at; fails with the
+first that left something half done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+from conftest import make_content, make_store
+
+from microtome.store.publish import publish_slide, sweep
+
+EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.copyfile"}
+
+name, scenario, folder, most = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+os.fsync = lambda handle: None  # a killed process loses nothing that the system was given
+store = make_store(name)
+final = folder / f"slide{store.spec.suffix}"
+old, new = make_content("a"), make_content("a", "b")
+if scenario == "force":
+    new = make_content("b", identity="two", rows=4)
+
+
+def publish(content, *, force: bool = False) -> None:
+    publish_slide(final, store.writer, store.spec, content, force=force)
+
+
+def holds(content) -> bool:
+    """Whether the slide is there with exactly this, to the last value."""
+    with store.writer.open_stored(final) as stored:
+        same = stored.feature_names() == sorted(content.features)
+        same &= np.array_equal(stored.coords, content.coords)
+        for key, features in content.features.items():
+            want = next(iter(features.source.chunks(10**6)))
+            same = same and np.array_equal(stored.features(key), want)
+    return same
+
+
+def check() -> None:
+    """Fail unless the final name is absent, or complete as it was or as it should become."""
+    before = [] if scenario == "create" else [old]
+    if final.exists():
+        assert any(holds(content) for content in [*before, new])
+    else:
+        assert scenario == "create" or (scenario == "force" and store.spec.layout == "directory")
+
+
+def complete() -> None:
+    """Run the job again, as a user would, and see that it ends well."""
+    publish(new, force=scenario == "force")
+    assert holds(new)
+
+
+def die_at(point: int, tally: Path) -> None:
+    """Publish, and die at the given file operation; leave the number of all at the end."""
+    count = 0
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        nonlocal count
+        if event in EVENTS and any(str(folder) in str(arg) for arg in args):
+            count += 1
+            if count == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    publish(new, force=scenario == "force")
+    tally.write_text(str(count))
+
+
+def in_child(work: Callable[..., None], *args: object) -> int:
+    """Run in a process of its own, so that this one never starts a thread."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(*args)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def attempt(point: int, tally: Path) -> bool:
+    """Kill at one point and look; say whether the job got that far."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if scenario != "create" and in_child(publish, old) != 0:
+        sys.exit("cannot begin")
+    killed = in_child(die_at, point, tally) == -signal.SIGKILL
+    for look in (check, complete):
+        if in_child(look) != 0:
+            sys.exit(f"killed at point {point}: {look.__doc__} Left {sorted(folder.iterdir())}")
+        sweep(folder)
+    if sorted(folder.iterdir()) != [final]:
+        sys.exit(f"killed at point {point}: {sorted(folder.iterdir())} stayed")
+    return killed
+
+
+tally = folder.with_name("tally")
+if attempt(0, tally):
+    sys.exit("killed without being told to")
+points = range(1, int(tally.read_text()) + 1)
+late, early = points[-most // 2 :], points[: -most // 2]
+chosen = [*early[:: max(1, 2 * len(early) // most)], *late]
+print(sum(attempt(point, tally) for point in chosen))
