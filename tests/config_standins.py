@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
 
-
 from microtome.config import app, hydra_bridge, schema
 from microtome.plugin import (
     EncoderSpec,
@@ -36,7 +35,7 @@ class TileOptions:
     step: int | None = None
     magnification: float | None = None
     origin: list[int] = option([0, 0], help="First tile.")
-    edge: Edge = Edge.drop  # noqa: RUF009
+    edge: Edge = Edge.drop
 
 
 @dataclass
@@ -88,7 +87,7 @@ def fill(registry: Registry) -> Registry:
             encoders=[
                 encoder("handcrafted"),
                 encoder("resnet18", config=NetOptions),
-                encoder("uni_v2", config=NetOptions, fixed={"model": "hf-hub:uni"}),
+                encoder("uni_v2", config=NetOptions),
                 encoder("needy", config=RequiredOptions),
             ],
             writers=[

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from microtome._version import __version__
 
 if TYPE_CHECKING:
-    from microtome.api import Slide, open_result, open_slide, run
+    from microtome.api import Slide, open_result, open_slide, run_slides
 
-__all__ = ["Slide", "__version__", "open_result", "open_slide", "run"]
+__all__ = ["Slide", "__version__", "open_result", "open_slide", "run_slides"]
 
 
 def __getattr__(name: str) -> Any:

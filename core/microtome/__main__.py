@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, as `microtome.config.app.main` says.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _never_fail_to_print()
     verbs = commands.find_verbs()
     try:
         if words and words[0] in verbs:
@@ -37,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as stop:  # argparse and Hydra end this way
         return stop.code if isinstance(stop.code, int) else app.BAD_COMMAND_LINE if stop.code else 0
+
+
+def _never_fail_to_print() -> None:
+    """Print a question mark for what a terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

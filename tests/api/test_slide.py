@@ -59,7 +59,7 @@ def test_read_keeps_the_order_asked_for(slide):
 
 
 def test_the_run_gives_the_same_features(slide, synthetic, tmp_path):
-    microtome.run(synthetic.path, tmp_path, tiler={"grid": {"magnification": 20}})
+    microtome.run_slides(synthetic.path, tmp_path, tiler={"grid": {"magnification": 20}})
     features = slide.encode(slide.tiles(magnification=20, size=256))
     with microtome.open_result(tmp_path / "patches/synthetic.h5") as stored:
         np.testing.assert_array_equal(stored.features("handcrafted"), features)
@@ -95,9 +95,9 @@ def test_what_cannot_be_opened(tmp_path):
 
 def test_an_unknown_key_of_a_run(synthetic, tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'encoder'"):
-        microtome.run(synthetic.path, tmp_path, encodr="handcrafted")
+        microtome.run_slides(synthetic.path, tmp_path, encodr="handcrafted")
 
 
 def test_an_unknown_key_of_the_tissue(synthetic, tmp_path):
     with pytest.raises(ValueError, match="min_region_um2"):
-        microtome.run(synthetic.path, tmp_path, tissue={"min_region_um": 3})
+        microtome.run_slides(synthetic.path, tmp_path, tissue={"min_region_um": 3})

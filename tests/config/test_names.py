@@ -50,6 +50,12 @@ def test_dashes_behind_two_dashes_or_a_dot(name, runs, tmp_path):
     assert [run.slides for run in runs] == [(name,), (f"./{name}",)]
 
 
+def test_a_flag_wins_over_a_file_of_its_name(runs, tmp_path):
+    (tmp_path / "-m").touch()
+    assert main(["-m", "a.svs", "output=out", "encoder=acme,handcrafted"]) == 0
+    assert [run.slides for run in runs] == [("a.svs",)] * 2
+
+
 def test_a_dashed_name_that_is_no_flag_needs_no_dashes(runs, tmp_path):
     (tmp_path / "-dash.svs").touch()
     assert main(["-dash.svs", "output=out"]) == 0

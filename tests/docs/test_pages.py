@@ -95,7 +95,10 @@ class Reader:
 
     def command(self, words: list[str], *, compose: bool) -> None:
         program, *arguments = words
-        if program == "microtome":
+        if words == ["microtome", "doctor"]:
+            # It imports torch and judges this machine, for a minute: tests/commands looks at it.
+            assert (ROOT / "core/microtome/commands/doctor.py").exists()
+        elif program == "microtome":
             self.run("microtome", *arguments, *(["--cfg", "job"] if compose else []))
         elif program == "pytest":
             self.run("pytest", "-q", "-p", "no:cacheprovider", *arguments)

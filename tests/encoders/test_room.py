@@ -30,9 +30,9 @@ def registry():
 
 
 def create(registry, name, **options):
-    """As the registry does it: the target with a configuration and the spec's fixed values."""
-    spec = registry.find("encoder", name).spec
-    return registry.load("encoder", name)(configure(spec, **options), **spec.fixed)
+    return registry.create(
+        "encoder", name, configure(registry.find("encoder", name).spec, **options)
+    )
 
 
 def test_names(registry):

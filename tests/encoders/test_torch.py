@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,15 @@ from microtome_encoders.recipe import Recipe  # noqa: E402
 
 SMALL_TIMM = "test_vit.r160_in1k"  # timm's own test model: 0.4 M parameters
 LOADERS = [(TimmEncoder, SMALL_TIMM), (TorchvisionEncoder, "mobilenet_v3_small")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Small models on busy cores: torch's threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ class TestLoaders:
         again = embed(make(loader, model, weights="random", seed=1), batch)
         other = embed(make(loader, model, weights="random", seed=2), batch)
         assert np.array_equal(first, again)
-        assert not np.allclose(first, other)
+        assert not np.allclose(first / first.std(), other / other.std(), atol=0.1)
 
     def test_random_weights_leave_the_callers_numbers_alone(self, loader, model):
         torch.manual_seed(5)
@@ -378,13 +388,12 @@ def test_older_hub_entries_are_pickles(monkeypatch, tmp_path):
 
 
 def hub_error(name):
-    import httpx
     from huggingface_hub import errors
 
     kind = getattr(errors, name)
     if not issubclass(kind, errors.HfHubHTTPError):
         return kind("it is not there")
-    return kind("it is not there", response=httpx.Response(403, request=httpx.Request("GET", "/")))
+    return kind("it is not there", response=SimpleNamespace(headers={}, request=None))
 
 
 @pytest.mark.parametrize(

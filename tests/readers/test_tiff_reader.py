@@ -76,7 +76,9 @@ def test_premultiplied_alpha_is_divided_out(tmp_path):
     alpha = np.full((*GREY.shape, 1), 128, np.uint8)
     alpha[:40] = 0
     stored = np.concatenate([np.round(RGB * (alpha / 255)).astype(np.uint8), alpha], axis=2)
-    pixels = tiffs.whole(reader(tiffs.write(tmp_path / "a.tif", stored, extrasamples=["assocalpha"])))
+    pixels = tiffs.whole(
+        reader(tiffs.write(tmp_path / "a.tif", stored, extrasamples=["assocalpha"]))
+    )
     assert np.array_equal(pixels[..., 3:], alpha)
     # Half the levels are lost in storing: two level steps of rounding remain.
     assert np.abs(pixels[40:, :, :3].astype(int) - RGB[40:]).max() <= 1
@@ -195,9 +197,7 @@ def test_metadata_has_openslides_names(tmp_path):
         (RGB, {"photometric": "cielab"}, "CIELAB"),
     ],
 )
-def test_pixels_without_one_meaning_are_refused_with_the_way_out(
-    tmp_path, pixels, options, reason
-):
+def test_pixels_without_one_meaning_are_refused_with_the_way_out(tmp_path, pixels, options, reason):
     path = tiffs.write(tmp_path / "a.tif", pixels, **options)
     with pytest.raises(SlideOpenError, match=f"{reason}.*convert it to 8-bit RGB first"):
         reader(path)
@@ -221,7 +221,7 @@ def test_a_page_without_size_is_refused(tmp_path):
 def test_a_page_with_too_few_tiles_is_refused(tmp_path):
     path = tiffs.write(tmp_path / "a.tif", RGB, tile=(32, 32))
     tiffs.set_tag(path, "ImageLength", 900)
-    with pytest.raises(SlideOpenError, match="lists? 15 tiles"):
+    with pytest.raises(SlideOpenError, match="list 15 tiles"):
         reader(path)
 
 

@@ -55,4 +55,3 @@ def read(reader: Any, x: int, y: int, w: int, h: int, level: int = 0) -> np.ndar
 def whole(reader: Any, level: int = 0) -> np.ndarray:
     size = reader.info.levels[level]
     return read(reader, 0, 0, size.width, size.height, level)
-

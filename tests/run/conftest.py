@@ -10,7 +10,7 @@ import standins
 import microtome
 from microtome.run.progress import SilentReporter
 
-OPTIONS = {"segmenter": "otsu", "encoder": "mean", "tiler": {"grid": {"magnification": 20}}}
+OPTIONS = {"segmenter": "classic", "encoder": "mean", "tiler": {"grid": {"magnification": 20}}}
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,6 @@ def go(tmp_path):
     def run(slides, **options):
         reporter = options.pop("reporter", None) or SilentReporter()
         output = options.pop("output", tmp_path / "out")
-        return microtome.run(slides, output, reporter=reporter, **(OPTIONS | options))
+        return microtome.run_slides(slides, output, reporter=reporter, **(OPTIONS | options))
 
     return run

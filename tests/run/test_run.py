@@ -208,6 +208,7 @@ def test_several_encoders_share_one_reading(go, slide, monkeypatch):
         pixels, "read_tiles", lambda *a: read.extend(map(tuple, a[2])) or read_tiles(*a)
     )
     result = go(slide, encoder=["mean", "handcrafted"], writer=["hdf5", "png"])
+    assert result.statuses[0].state == "done"
     assert len(read) == len(set(read)) == result.statuses[0].tiles
 
 

@@ -26,7 +26,7 @@ class Config:
     size: int | None = None
     magnification: float | None = None
     edge: Edge = Edge.drop
-    origin: list[int] = option([0, 0], help="Where it starts.")  # noqa: RUF009
+    origin: list[int] = option([0, 0], help="Where it starts.")
     names: list[str] = field(default_factory=list)
     batch: int = runtime(8)
 

@@ -252,7 +252,7 @@ def test_a_stranger_s_error_passes_and_leaves_nothing(store, final, content):
     assert list(final.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("most", [16, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [10, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scenario", ["create", "extend", "force"])
 def test_killed_anywhere_a_name_is_absent_or_complete(store, scenario, most, tmp_path):
     done = subprocess.run(

@@ -28,7 +28,7 @@ _SINGLE = ("reader", "segmenter", "tiler")
 _ENCODER_OPTIONS = ("device", "precision", "batch_size")
 
 
-def run(
+def run_slides(
     slides: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -39,7 +39,7 @@ def run(
 
     ::
 
-        microtome.run("slides/", "out", encoder={"resnet18": {"weights": "random"}},
+        microtome.run_slides("slides/", "out", encoder={"resnet18": {"weights": "random"}},
                       tiler={"grid": {"magnification": 20}}, writer=["hdf5", "png"])
 
     Args:

@@ -134,7 +134,7 @@ class Slide:
         Raises:
             SlideReadError: If the data cannot be decoded.
         """
-        chosen = np.atleast_1d(np.asarray(rows))
+        chosen = np.atleast_1d(np.asarray(rows, dtype=np.int64))
         part = TileGrid(coords=grid.coords[chosen], geometry=grid.geometry)
         batches = [tiles.pixels for tiles in self.iterate(part)]
         pixels = np.concatenate(batches) if batches else _no_pixels(grid)

@@ -17,6 +17,7 @@ from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import SPECS
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
 CANNOT_START = 1
@@ -121,7 +122,7 @@ def do_job(cfg: DictConfig) -> None:
     _leave(run_dir, code, error)
 
 
-def _label(job: DictConfig) -> str:
+def _label(job: HydraConf) -> str:
     """Say which job of a sweep this is; nothing in a plain run."""
     if job.mode is None or job.mode.name != "MULTIRUN":
         return ""
@@ -140,7 +141,7 @@ def _leave(run_dir: Path, code: int, error: str | None) -> None:
 
 def _outcomes(folder: Path) -> list[int]:
     """Read how the run, or each job of the sweep, ended."""
-    found = [*folder.glob(OUTCOME), *folder.glob(f"*/{OUTCOME}")]
+    found = folder.rglob(OUTCOME)
     return [int(json.loads(path.read_text(encoding="utf-8"))["exit_code"]) for path in found]
 
 

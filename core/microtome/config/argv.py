@@ -78,7 +78,7 @@ def parse(words: Sequence[str], names: Names) -> CommandLine:
     for word in rest:
         if word == "--":
             slides += rest
-        elif word.startswith("-") and len(word) > 1 and not _exists(word):
+        elif _is_flag(word):
             flags += _flag(word, rest)
         elif (match := _KEY.match(word)) is None or _exists(word):
             slides.append(word)
@@ -88,7 +88,7 @@ def parse(words: Sequence[str], names: Names) -> CommandLine:
             overrides.append(word)
     given = {name: _DOES.get(name, name) for name in (flag.partition("=")[0] for flag in flags)}
     _refuse_contradiction(set(given.values()))
-    multirun = "--multirun" in given.values()
+    multirun = "--multirun" in given.values() or "hydra.mode=MULTIRUN" in overrides
     overrides = [_override(word, names, multirun) for word in overrides]
     if slides:
         overrides.append(f"slides=[{','.join(map(literal, slides))}]")
@@ -141,6 +141,13 @@ def _exists(word: str) -> bool:
     return glob.has_magic(word) and bool(glob.glob(word))  # noqa: PTH207 - absolute patterns too
 
 
+def _is_flag(word: str) -> bool:
+    """Tell a flag from a slide whose name starts with a dash; a known flag always wins."""
+    if not word.startswith("-") or word == "-":
+        return False
+    return word.partition("=")[0] in _FLAGS or not _exists(word)
+
+
 def _flag(word: str, rest: Iterator[str]) -> list[str]:
     name, equals, value = word.partition("=")
     if name not in _FLAGS:
@@ -190,7 +197,9 @@ def _override(word: str, names: Names, multirun: bool) -> str:
     if match is None or match["sign"] == "~":
         return word
     key, value = match["key"], word[match.end() :]
-    head = match[0]
+    head = _canonical_key(match[0], names)
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        raise ConfigError(f"{key} cannot be set: a run's folder is <output>/runs/<time>-<random>.")
     if key == "preset" and not match["sign"]:
         return "+" + word  # no preset is chosen by default, which is Hydra's reason for the plus
     if is_path_key(key):
@@ -205,7 +214,7 @@ def _override(word: str, names: Names, multirun: bool) -> str:
         return head + _canonical(value, names[key])
     if _NO_TOKEN.search(value) and value[:1] not in "[{'\"":
         return head + literal(value)
-    return _canonical_key(head, names) + value
+    return head + value
 
 
 def _check_output(value: str, multirun: bool) -> None:

@@ -23,7 +23,7 @@ from microtome.config.options import (
     type_of,
 )
 from microtome.errors import ConfigError
-from microtome.plugin import EncoderSpec, NoConfig, PluginSpec
+from microtome.plugin import NoConfig, PluginSpec
 from microtome.plugin.registry import Registry, get_registry, unknown
 from microtome.plugin.specs import SPECS
 from microtome.run.settings import (
@@ -53,8 +53,8 @@ def options_node() -> dict[str, Any]:
 
 def plugin_node(spec: PluginSpec) -> dict[str, Any]:
     """Give a plugin's node at its defaults, as plain values."""
-    own = {k: v for k, v in defaults(spec.config).items() if k not in _fixed(spec)}
-    return {"plugin": spec.name} | own | defaults(_RUN_OWNS.get(spec.kind, NoConfig))
+    run_owns = _RUN_OWNS.get(spec.kind, NoConfig)
+    return {"plugin": spec.name} | defaults(spec.config) | defaults(run_owns)
 
 
 def defaults(schema: type) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def options_table(registry: Registry | None = None) -> str:
         for entry in registry.entries(kind):
             spec = entry.spec
             prefix = f"{kind}.{spec.name}." if kind in SEVERAL else f"{kind}."
-            leave = (*_fixed(spec), *(f.name for f in fields(_RUN_OWNS.get(kind, NoConfig))))
+            leave = tuple(f.name for f in fields(_RUN_OWNS.get(kind, NoConfig)))
             parts.append(f"### `{kind}={spec.name}`\n\n{spec.summary.rstrip('.')}.")
             if any(f.name not in leave for f in fields(spec.config)):
                 parts.append(_table(spec.config, prefix, leave=leave))
@@ -235,10 +235,6 @@ def _escaped(value: Any) -> Any:
     return value
 
 
-def _fixed(spec: PluginSpec) -> tuple[str, ...]:
-    return tuple(spec.fixed) if isinstance(spec, EncoderSpec) else ()
-
-
 def _choose(kind: str, where: str, node: Any, registry: Registry) -> Choice:
     """Read a node: which plugin, and its configuration."""
     name = _plugin_of(kind, where, node)
@@ -251,14 +247,7 @@ def _choose(kind: str, where: str, node: Any, registry: Registry) -> Choice:
     run_owns = {f.name for f in fields(_RUN_OWNS.get(kind, NoConfig))}
     in_schema = {f.name for f in fields(spec.config)}
     own = {k: v for k, v in own.items() if k in in_schema or k not in run_owns}
-    fixed = dict(spec.fixed) if isinstance(spec, EncoderSpec) else {}
-    for name in own:
-        if name in fixed:
-            raise ConfigError(f"{where}.{name} is fixed for {spec.name} and cannot be set.")
-    config = typed(spec.config, own, where)
-    for name, value in fixed.items():
-        setattr(config, name, value)
-    return Choice(plugin=spec.name, key=key, config=config)
+    return Choice(plugin=spec.name, key=key, config=typed(spec.config, own, where))
 
 
 def _plugin_of(kind: str, where: str, node: Any) -> str:

@@ -100,7 +100,11 @@ class EncoderOutput:
 
 
 class Encoder(Protocol):
-    """Turns tiles into vectors. Need not be torch. Making one must not load weights."""
+    """Turns tiles into vectors. Need not be torch. Making one must not load weights.
+
+    An encoder whose columns have names may have an attribute ``columns``: a sequence of
+    dataclasses, one a column, which are written beside the features.
+    """
 
     @property
     def card(self) -> EncoderCard:

@@ -97,26 +97,25 @@ def _target_magnification(geometry: TileGeometry) -> float | None:
 def feature_attributes(
     planned: PlannedEncoder, plan: RunPlan, identity: Identity
 ) -> dict[str, Any]:
-    """Give the attributes of a feature set: the encoder's card, identity and provenance."""
+    """Give the attributes of a feature set: the encoder's card, identity and provenance.
+
+    An encoder whose columns mean something says so in ``columns``: a dataclass for each, with a
+    ``name``.
+    """
     columns = getattr(planned.encoder, "columns", None)
     return {
         "encoder": planned.name,
         "plugin": planned.spec.name,
         "distribution": plan.registry.find("encoder", planned.spec.name).distribution,
         "dim": planned.card.dim,
-        "card": card_attributes(planned),
+        "card": asdict(planned.card),
         "precision": planned.precision,
         "device": planned.device,
         "microtome_version": __version__,
         "provenance": provenance(),
         "identity": identity.digest,
         "identity_fields": dict(identity.fields),
-    } | ({} if columns is None else {"columns": list(columns)})
-
-
-def card_attributes(planned: PlannedEncoder) -> dict[str, Any]:
-    """Give an encoder's card as plain values."""
-    return asdict(planned.card)
+    } | ({} if columns is None else {"columns": [asdict(column) for column in columns]})
 
 
 def provenance() -> dict[str, str]:

@@ -6,6 +6,7 @@ At any instant, whatever is killed, a final name is absent or complete.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,9 +14,9 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,13 @@ class NameTakenError(StoreError):
 
 
 @contextmanager
-def publish(path: Path, *, layout: str = "file", replace: bool = True) -> Iterator[Path]:
+def publish(
+    path: Path,
+    *,
+    layout: str = "file",
+    replace: bool = True,
+    confirm: Callable[[], None] | None = None,
+) -> Iterator[Path]:
     """Write an output under a private name and publish it when the block ends.
 
     An existing file is replaced in one step. An existing folder is moved aside first, so that
@@ -50,6 +57,8 @@ def publish(path: Path, *, layout: str = "file", replace: bool = True) -> Iterat
         path: The final name.
         layout: ``"file"`` or ``"directory"``.
         replace: Whether an existing folder is replaced; an error otherwise.
+        confirm: Called when all is on disk, just before the rename, while other jobs wait for
+            their turn. What it raises stops the publishing.
 
     Yields:
         A path in the same folder that does not exist yet, for the block to write.
@@ -67,10 +76,13 @@ def publish(path: Path, *, layout: str = "file", replace: bool = True) -> Iterat
             raise StoreError(f"{path} was not written: nothing was left at its private path.")
         with wrap_errors(path):
             flush(private)
-            if layout == "file":
-                os.replace(private, path)  # noqa: PTH105 - one name for tests to fail at
-            else:
-                _rename_folder(private, path, replace)
+            with take_turn(path.parent):
+                if confirm is not None:
+                    confirm()
+                if layout == "file":
+                    os.replace(private, path)  # noqa: PTH105 - one name for tests to fail at
+                else:
+                    _rename_folder(private, path, replace)
             flush_folder(path.parent)
     finally:
         remove(private)
@@ -133,15 +145,29 @@ def flush_folder(folder: Path) -> None:
     _fsync(folder)
 
 
+@contextmanager
+def take_turn(folder: Path) -> Iterator[None]:
+    """Let one job at a time look at a folder and rename something in it.
+
+    The lock goes with the process, however that ends. Where the file system has none, a job may
+    undo what another published in the same moment; the next run then does that again.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def remove(path: Path) -> None:
     """Remove a private file or folder, if it is there. Never raises: sweeping comes later."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
         return
-    try:
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 @contextmanager

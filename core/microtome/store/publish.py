@@ -26,6 +26,7 @@ from microtome.store.atomic import (
     remove,
     rename_new,
     sweep,
+    take_turn,
     wrap_errors,
     write_bytes,
     write_json,
@@ -174,13 +175,17 @@ class _Publication:
         self._create(self._look_tolerantly(), overwrite=True)
 
     def _create(self, found: _Snapshot | None, *, overwrite: bool = False) -> None:
-        with publish(self.final, layout=self.spec.layout, replace=overwrite) as private:
+        look = self._look_tolerantly if overwrite else self._look
+        with publish(
+            self.final,
+            layout=self.spec.layout,
+            replace=overwrite,
+            confirm=lambda: _hold(found, look()),
+        ) as private:
             self._build(private)
             for name, attributes in self._carried(found).items():
                 with self.writer.open_stored(self.final) as stored:
                     self._add(private, name, FeatureSet(StoredSource(stored, name), attributes))
-            self._flush(private)
-            _hold(found, self._look_tolerantly() if overwrite else self._look())
 
     def _build(self, private: Path) -> None:
         content = self.content
@@ -195,35 +200,29 @@ class _Publication:
         with wrap_errors(self.final):
             self.writer.add_features(private, name, features.source, attributes)
 
-    def _flush(self, private: Path) -> None:
-        # Before the last look, so that hardly any time passes between it and the rename.
-        with wrap_errors(self.final):
-            flush(private)
-
     def _carried(self, found: _Snapshot | None) -> Mapping[str, Mapping[str, Any]]:
         if found is None or not self._is_same(found):
             return {}
         return {n: a for n, a in found.features.items() if n not in self.content.features}
 
     def _extend_file(self, found: _Snapshot, missing: list[str]) -> None:
-        with publish(self.final) as private:
+        with publish(self.final, confirm=lambda: _hold(found, self._look())) as private:
             with wrap_errors(self.final):
                 shutil.copyfile(self.final, private)
             _hold(found, self._look(private))
             for name in missing:
                 self._add(private, name, self.content.features[name])
-            self._flush(private)
-            _hold(found, self._look())
 
     def _extend_folder(self, found: _Snapshot, missing: list[str]) -> None:
         features = self.final / "features"
         with self._skeleton() as private:
             for name in missing:
                 self._add(private, name, self.content.features[name])
-                self._flush(private / "features" / name)
-                _hold(found, self._look(), slide_only=True)
                 with wrap_errors(self.final):
-                    rename_new(private / "features" / name, features / name)
+                    flush(private / "features" / name)
+                    with take_turn(self.final.parent):
+                        _hold(found, self._look(), slide_only=True)
+                        rename_new(private / "features" / name, features / name)
                     flush_folder(features)
 
     @contextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from microtome.testing.samples import make_info, make_mask, make_view
+from microtome.testing.samples import make_info, make_mask, make_view, sample_mask
 from microtome.testing.synthetic import (
     MASK_DOWNSAMPLE,
     SlideRecipe,
@@ -50,6 +50,7 @@ __all__ = [
     "make_plain_image",
     "make_slide",
     "make_view",
+    "sample_mask",
 ]
 
 

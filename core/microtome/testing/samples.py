@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microtome.slide.types import Level, Resolution, SlideInfo, SlideRef, SlideView, TissueMask
-from microtome.testing.synthetic import MASK_DOWNSAMPLE, SyntheticSlide
+from microtome.testing.synthetic import SyntheticSlide
 
 
 def make_info(
@@ -102,8 +103,14 @@ def make_view(
     )
 
 
-def truth_mask(slide: SyntheticSlide) -> TissueMask:
-    """Give a synthetic slide's true tissue as a mask."""
-    return TissueMask(
-        array=slide.tissue, downsample=(float(MASK_DOWNSAMPLE), float(MASK_DOWNSAMPLE))
-    )
+def sample_mask(mask: TissueMask, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Give a slide's mask at another size, by its nearest pixels.
+
+    Args:
+        mask: The mask.
+        shape: (h, w) of a picture of the same slide.
+    """
+    height, width = mask.array.shape
+    rows = ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)
+    columns = ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(int)
+    return mask.array[np.ix_(rows, columns)]

@@ -16,6 +16,9 @@ from microtome_readers import OpenSlideConfig
 from microtome_readers.placement import place
 from microtome_readers.tifftags import TAG_ERRORS
 
+_TILE_LIMIT = 1 << 28
+"""Pixels of a native tile. OpenSlide allocates one as it is told, and aborts where it cannot."""
+
 
 class OpenSlideReader:
     """One slide, open in OpenSlide.
@@ -137,7 +140,10 @@ def _tile(properties: dict[str, str], index: int) -> tuple[int, int] | None:
     names = [f"openslide.level[{index}].tile-{side}" for side in ("width", "height")]
     if not all(name in properties for name in names):
         return None
-    return int(properties[names[0]]), int(properties[names[1]])
+    width, height = (int(properties[name]) for name in names)
+    if width * height > _TILE_LIMIT:
+        raise SlideOpenError(f"it claims tiles of {width} × {height} pixels")
+    return width, height
 
 
 def _colour(text: str) -> RGB:

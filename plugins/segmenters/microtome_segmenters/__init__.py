@@ -1,1 +1,127 @@
-"""segmenters."""
+"""Tissue segmenters: thresholds of several kinds, none at all, and masks from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from microtome.plugin.hookspecs import hookimpl
+from microtome.plugin.specs import SegmenterSpec, option, runtime
+
+
+@dataclass
+class ClassicConfig:
+    """Options of the default segmenter; areas and radii are shares of the image."""
+
+    pen: bool = option(True, help="Keep marks of pens off the tissue out of the mask.")
+    sensitivity: float = option(1.0, help="Above 1 finds fainter tissue, below 1 less of it.")
+    min_region: float = option(1.2e-4, help="Regions smaller than this share are dropped.")
+    max_hole: float = option(3e-3, help="Holes smaller than this share are filled.")
+    close: float = option(8e-3, help="Radius of the closing, as a share of the longest side.")
+
+
+@dataclass
+class OtsuConfig:
+    """Options of Otsu's threshold on saturation."""
+
+    blur: float = option(2.0, help="Standard deviation of the smoothing, in pixels.")
+    close: int = option(4, help="Radius of the closing, in pixels.")
+    min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
+    max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
+
+
+@dataclass
+class ThresholdConfig:
+    """Options of the fixed threshold on saturation."""
+
+    saturation: int = option(20, help="HSV saturation (0..255) from which a pixel is tissue.")
+    value: int = option(40, help="HSV value (0..255) below which a pixel is never tissue.")
+    blur: float = option(2.0, help="Standard deviation of the smoothing, in pixels.")
+    close: int = option(4, help="Radius of the closing, in pixels.")
+    min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
+    max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
+
+
+@dataclass
+class EntropyConfig:
+    """Options of the local-entropy segmenter."""
+
+    radius: int = option(5, help="Radius of the neighbourhood, in pixels.")
+    entropy: float = option(2.2, help="Bits from which a neighbourhood is tissue.")
+    close: int = option(4, help="Radius of the closing, in pixels.")
+    min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
+    max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
+
+
+@dataclass
+class FileConfig:
+    """Options of masks from files."""
+
+    folder: str | None = runtime(
+        None, help="Folder of masks named by slide_id or by the slide's stem."
+    )
+    values: list[int] = option(  # noqa: RUF009 - it makes a field
+        [], help="Pixel values that are tissue in a mask image; empty: all but 0."
+    )
+    downsample: float = option(
+        16.0, help="Level-0 pixels per mask pixel at which a GeoJSON is rasterised."
+    )
+    aspect_tolerance: float = option(
+        0.02, help="Relative difference of the aspect ratio that a mask image may have."
+    )
+
+
+_REQUIRES = ("cv2",)
+_INSTALL = "pip install opencv-python-headless"
+
+
+@hookimpl
+def microtome_segmenters() -> Iterator[SegmenterSpec]:
+    """Register the built-in segmenters."""
+    yield SegmenterSpec(
+        name="classic",
+        target="microtome_segmenters.classic:ClassicSegmenter",
+        summary="Stain against robustly estimated glass; knows borders, dust and pens (default)",
+        config=ClassicConfig,
+        requires=_REQUIRES,
+        install=_INSTALL,
+    )
+    yield SegmenterSpec(
+        name="otsu",
+        target="microtome_segmenters.simple:OtsuSegmenter",
+        summary="Otsu's threshold on HSV saturation",
+        config=OtsuConfig,
+        requires=_REQUIRES,
+        install=_INSTALL,
+    )
+    yield SegmenterSpec(
+        name="threshold",
+        target="microtome_segmenters.simple:ThresholdSegmenter",
+        summary="A fixed threshold on HSV saturation",
+        config=ThresholdConfig,
+        requires=_REQUIRES,
+        install=_INSTALL,
+    )
+    yield SegmenterSpec(
+        name="entropy",
+        target="microtome_segmenters.simple:EntropySegmenter",
+        summary="Local entropy: whatever has texture",
+        config=EntropyConfig,
+        requires=_REQUIRES,
+        install=_INSTALL,
+    )
+    yield SegmenterSpec(
+        name="none",
+        target="microtome_segmenters.whole:WholeSegmenter",
+        summary="Everything is tissue",
+        max_px=0,
+    )
+    yield SegmenterSpec(
+        name="file",
+        target="microtome_segmenters.files:FileSegmenter",
+        summary="Masks that you have: images or GeoJSON, one a slide",
+        config=FileConfig,
+        max_px=0,
+        requires=_REQUIRES,
+        install=_INSTALL,
+    )

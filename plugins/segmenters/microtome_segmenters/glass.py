@@ -95,7 +95,8 @@ def estimate_glass(image: Image, excluded: Mask) -> Floats:
     usable = cv2.resize(excluded.astype(np.uint8), size, interpolation=cv2.INTER_AREA) == 0
     colour = _glass_colour(small, usable)
     surface = _glass_surface(small, usable, colour)
-    return cv2.resize(surface, (width, height), interpolation=cv2.INTER_LINEAR)
+    glass = cv2.resize(surface, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(glass, np.float32)
 
 
 def _glass_colour(small: Floats, usable: Mask) -> Floats:

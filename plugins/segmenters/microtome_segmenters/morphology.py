@@ -54,7 +54,9 @@ def fill_holes(mask: Mask, smaller_than: float) -> Mask:
 
 def touching(weak: Mask, strong: Mask, share: float = 0.0) -> Mask:
     """Keep the regions of ``weak`` in which more than ``share`` of the pixels are strong."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(weak.astype(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        weak.astype(np.uint8), connectivity=8
+    )
     hits = np.bincount(labels[strong & weak], minlength=count)
     kept = hits > share * stats[:, cv2.CC_STAT_AREA]
     kept[0] = False

@@ -29,7 +29,7 @@ class ZarrCompression(Enum):
 class Hdf5Config:
     """Options of the ``hdf5`` writer."""
 
-    compression: Hdf5Compression = runtime(  # noqa: RUF009 - an enum is immutable
+    compression: Hdf5Compression = runtime(
         Hdf5Compression.none,
         help="none, gzip or lzf. Features hardly shrink, and plain ones read fastest.",
     )
@@ -43,7 +43,7 @@ class Hdf5Config:
 class ZarrConfig:
     """Options of the ``zarr`` writer."""
 
-    compression: ZarrCompression = runtime(  # noqa: RUF009 - an enum is immutable
+    compression: ZarrCompression = runtime(
         ZarrCompression.none,
         help="none, zstd or gzip. Features hardly shrink, and plain ones read fastest.",
     )

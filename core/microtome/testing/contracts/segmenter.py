@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from microtome.errors import TissueError
 from microtome.plugin.registry import Registered, Registry
 from microtome.plugin.specs import SegmenterSpec
 from microtome.slide.types import SlideRef, SlideView, TissueMask
 from microtome.testing.contracts.base import PluginContract
-from microtome.testing.samples import make_view
+from microtome.testing.samples import make_view, sample_mask
 from microtome.testing.synthetic import SyntheticSlide, make_slide
 
 
@@ -121,7 +120,7 @@ class SegmenterContract(PluginContract):
         if self.least_iou is None:
             pytest.skip("it promises no agreement: least_iou is None")
         (mask,) = segmenter.segment(views[:1])
-        found = _sampled(mask, slide.tissue.shape)
+        found = sample_mask(mask, slide.tissue.shape)
         union = np.count_nonzero(found | slide.tissue)
         assert np.count_nonzero(found & slide.tissue) / union >= self.least_iou
 
@@ -137,11 +136,3 @@ class SegmenterContract(PluginContract):
         except TissueError:
             return
         assert mask.fraction < 0.02
-
-
-def _sampled(mask: TissueMask, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Give a mask at another size by its nearest pixels."""
-    height, width = mask.array.shape
-    rows = ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)
-    columns = ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(int)
-    return mask.array[np.ix_(rows, columns)]

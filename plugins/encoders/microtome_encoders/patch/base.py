@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +99,8 @@ class TorchEncoder(ABC):
         """
         if self._model is None:
             raise EncoderError(f"The encoder {self.name} was asked to encode before load().")
+        if not len(batch):
+            return EncoderOutput(embedding=np.empty((0, self.card.dim), np.float32))
         images = batch.tensor(self.card.transform or Transform(), self._device, self._dtype)
         try:
             with torch.inference_mode(), _exact_convolutions():

@@ -69,9 +69,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = _read(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        # Not torch's own words, which recommend to load the pickle without its guard.
         raise EncoderError(
-            f"The weights in {path} cannot be read as a plain dictionary of tensors "
-            f"({_first_line(error)}). Save them as .safetensors, or with torch.save(state_dict)."
+            f"The weights in {path} cannot be read as a plain dictionary of tensors. "
+            f"Save them as .safetensors, or with torch.save(model.state_dict(), path)."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

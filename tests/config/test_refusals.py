@@ -1,0 +1,103 @@
+"""Wrong command lines: each is told in one line, and leaves nothing on disk."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from microtome.__main__ import main
+
+# The command line behind `microtome`, and what its one sentence must say.
+WRONG = {
+    "a.svs": "No output folder is given: output=FOLDER",
+    "output=out": "No slide is given",
+    "nope.svs output=out": "no slide, folder or manifest 'nope.svs'",
+    "a.svs output=afile": "afile is a file",
+    "a.svs output=afile/x": "afile is a file",
+    "a.svs outptu=out": "Did you mean 'output'?",
+    "a.svs output=out batchsize=4": "Did you mean 'batch_size'?",
+    "a.svs output=out encoder=resnet81": "no encoder named 'resnet81'. Did you mean 'resnet18'?",
+    "a.svs output=out encodr=acme": "Did you mean 'encoder'?",
+    "a.svs output=out reader=openslid": "Did you mean 'openslide'?",
+    "a.svs output=out task=coord": "Did you mean 'coords'?",
+    "a.svs output=out tiler.sze=256": "no option of tiler named 'sze'. Did you mean 'size'?",
+    "a.svs output=out tiler.size=big": "tiler.size=big does not fit: it takes whole number",
+    "a.svs output=out tiler.edge=padd": "it takes drop | pad",
+    "a.svs output=out precision=fp8": "it takes auto | fp32 | fp16 | bf16",
+    "a.svs output=out device=gpu": "device=gpu is not auto, cpu, cuda",
+    "a.svs output=out visualize=gird": "Did you mean 'grid'?",
+    "a.svs output=out batch_size=0": "batch_size=0 is not above 0",
+    "a.svs output=out mpp=-1": "mpp=-1 is not above 0",
+    "a.svs output=out tiler.name=a/b": "tiler.name=a/b is a folder's name",
+    "a.svs output=out tiler.origin=[64,0": "'tiler.origin=[64,0' is not a value that can be read",
+    "a.svs output=out tiler.size='${nope}'": "Interpolation key 'nope' not found",
+    "a.svs output=out tissue=3": "tissue=3 is not a mapping",
+    "a.svs output=out encoder=acme,handcrafted": "encoder=[acme,handcrafted] for one run with all",
+    "a.svs output=out tiler.size=64,128": "tiler.size=64,128 is a sweep: add -m",
+    "a.svs output=out encoder.resnet18.weights=random": "add it with encoder=[…,resnet18]",
+    "a.svs output=out encoder.handcrafted.devce=cpu": "Did you mean 'device'?",
+    "a.svs output=out +encoder.ghost.batch_size=4": "encoder.ghost has options but no plugin",
+    "a.svs output=out +tiler.ghost=1": "no option of tiler named 'ghost'",
+    "a.svs output=out +ghost=1": "no option named 'ghost'",
+    "a.svs output=out +output=x": "output exists already",
+    "a.svs output=out encoder=needy": "encoder.needy.url=… must be given",
+    "a.svs output=out encoder=3": "Config group override must be a string or a list",
+    "a.svs output=out reader=null": "chooses no reader",
+    "a.svs output=out preset=nothere": "no preset named 'nothere'",
+    "a.svs output=out --config-dir nodir": "nodir' not found",
+    "a.svs --output out": "options have no dashes, as in output=",
+    "a.svs -x output=out": "There is no flag -x",
+    "a.svs output=out --mulitrun": "Did you mean --multirun?",
+    "a.svs --cfg jop": "one of job, hydra, all behind it, not jop",
+    "a.svs output=out --resolve": "--resolve goes with --cfg job",
+    "-m a.svs output=out --cfg job": "--cfg and --multirun exclude each other",
+    "-m a.svs output=a,b": "would sweep over the output",
+    "a.svs output=out hydra.run.dir=x": "hydra.run.dir cannot be set",
+    "a.svs output='${x}'": "which Hydra would replace",
+    "plugin": "Did you mean 'microtome plugins'?",
+    "plugins encodr": "Did you mean 'encoder'?",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_one_sentence_and_nothing_on_disk(line, runs, capsys):
+    Path("afile").touch()
+    assert main(shlex.split(line)) in (1, 2)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("microtome: ")
+    assert told.err.count("\n") == 1
+    assert WRONG[line] in told.err
+    assert sorted(p.name for p in Path().iterdir()) == ["a.svs", "afile"]
+    assert runs == []
+
+
+def test_unknown_plugin_in_a_sweep_stops_it_before_its_first_job(runs, capsys):
+    assert main("-m a.svs output=out encoder=acme,nope".split()) == 2  # noqa: SIM905
+    assert "There is no encoder named 'nope'" in capsys.readouterr().err
+    assert runs == []
+
+
+def test_many_plugins_are_not_listed_in_a_sentence(runs, registry, capsys):
+    from config_standins import encoder, module
+
+    registry.add(module("many", encoders=[encoder(f"net_{i}") for i in range(50)]), "many", "many")
+    assert main(["a.svs", "output=out", "encoder=net5"]) == 2
+    assert "Available: 55, listed by `microtome plugins encoder`" in capsys.readouterr().err
+
+
+def test_a_plugin_whose_options_cannot_be_held_is_broken_and_the_rest_works(runs, registry, capsys):
+    from dataclasses import dataclass, field
+
+    from config_standins import encoder, module
+
+    @dataclass
+    class Strange:
+        thing: object = field(default_factory=lambda: {1, 2})
+
+    registry.add(module("odd", encoders=[encoder("odd", config=Strange)]), "odd", "odd-dist")
+    assert main(["a.svs", "output=out"]) == 0
+    assert main(["a.svs", "output=out", "encoder=odd"]) == 2
+    assert "odd-dist is broken: its options cannot be held" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""The check of JPEG streams that decoders do not make."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from readers import tiffs
+
+from microtome_readers.jpegstream import check_jpeg
+
+
+def stream(**options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(tiffs.colours(48, 64)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def without(data: bytes, marker: int) -> bytes:
+    """Cut the first segment of a marker out of a stream."""
+    at = data.index(bytes([0xFF, marker]))
+    return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4]) :]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"optimize": True}, {"subsampling": 0}, {"quality": 3}]
+)
+def test_a_whole_stream_passes_and_tells_its_frame(options):
+    assert check_jpeg(stream(**options)) == (64, 48, 3)
+
+
+def test_padding_behind_the_end_is_fine():
+    assert check_jpeg(stream() + b"\0" * 3) == (64, 48, 3)
+
+
+def test_tables_may_be_kept_apart(tmp_path):
+    pixels = tiffs.colours(64, 64)
+    path = tiffs.write(tmp_path / "a.tif", pixels, tile=(64, 64), compression="jpeg")
+    assert check_jpeg(tiffs.segment(path, 0)) == (64, 64, 3)
+    data = stream()
+    tables = b"\xff\xd8"
+    for marker in (0xDB, 0xC4):
+        while bytes([0xFF, marker]) in data:
+            rest = without(data, marker)
+            at = data.index(bytes([0xFF, marker]))
+            tables += data[at : at + len(data) - len(rest)]
+            data = rest
+    assert check_jpeg(data, tables + b"\xff\xd9") == (64, 48, 3)
+    with pytest.raises(ValueError, match="Huffman"):
+        check_jpeg(data)
+
+
+WHOLE = stream()
+DAMAGE = {
+    "no end": (WHOLE[:-2], "truncated"),
+    "half": (WHOLE[: len(WHOLE) // 2], "truncated"),
+    "no beginning": (WHOLE[2:], "does not begin"),
+    "empty": (b"", "no end"),
+    "no frame": (without(WHOLE, 0xC0), "before its frame"),
+    "no Huffman table": (without(WHOLE, 0xC4), "Huffman table"),
+    "no scan": (WHOLE[: WHOLE.index(b"\xff\xda")] + b"\xff\xd9", "no scan"),
+    "a table longer than it is": (
+        WHOLE.replace(b"\xff\xdb\x00\x43", b"\xff\xdb\x00\x21", 1),
+        "bogus length",
+    ),
+    "a marker that runs out of the file": (
+        WHOLE.replace(b"\xff\xdb\x00\x43", b"\xff\xdb\xff\xff", 1),
+        "bogus length",
+    ),
+    "a 12-bit frame": (
+        WHOLE.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c", 1),
+        "8 bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_stream_is_told(name):
+    data, reason = DAMAGE[name]
+    with pytest.raises(ValueError, match=reason):
+        check_jpeg(data)
+
+
+def test_any_cut_is_told():
+    for end in np.linspace(0, len(WHOLE) - 1, 60).astype(int):
+        with pytest.raises(ValueError, match="JPEG"):
+            check_jpeg(WHOLE[:end])

@@ -1,0 +1,111 @@
+"""OpenSlide's pixels, unchanged but for what its interpolation does to alpha."""
+
+from __future__ import annotations
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from readers import tiffs
+
+from microtome.errors import SlideOpenError, SlideReadError
+from microtome_readers import OpenSlideConfig, TiffConfig
+from microtome_readers.openslide_reader import OpenSlideReader
+from microtome_readers.tiff_reader import TiffReader
+
+RGB = tiffs.colours(600, 801)
+HALF = tiffs.colours(299, 400)
+"""A second level with a downsample that is not whole."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("openslide") / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        options = {"photometric": "rgb", "metadata": None, "tile": (128, 128)}
+        tiff.write(RGB, **options)
+        tiff.write(HALF, subfiletype=1, **options)
+    return path
+
+
+@pytest.fixture
+def slide(path):
+    slide = OpenSlideReader(path, OpenSlideConfig())
+    yield slide
+    slide.close()
+
+
+def test_level_0_is_the_file(slide):
+    pixels = tiffs.whole(slide)
+    assert np.array_equal(pixels[..., :3], RGB)
+    assert (pixels[..., 3] == 255).all()
+
+
+def test_pixels_are_those_of_read_region(path, slide):
+    direct = openslide.OpenSlide(path)
+    for x, y in ((0, 0), (101, 77), (333, 250)):
+        expected = np.asarray(direct.read_region((x, y), 1, (150, 120)).convert("RGB"))
+        assert np.array_equal(tiffs.read(slide, x, y, 150, 120, 1)[..., :3], expected)
+    direct.close()
+
+
+def test_opaque_pixels_stay_opaque_between_pixels_and_at_the_end(slide):
+    level = slide.info.levels[1]
+    assert level.downsample % 1
+    for x, y in ((1, 1), (301, 201), (499, 297)):
+        w = level.width - round(x / level.downsample)
+        h = level.height - round(y / level.downsample)
+        assert (tiffs.read(slide, x, y, w, h, 1)[..., 3] == 255).all()
+
+
+def test_the_tiff_reader_interpolates_as_openslide_does(path, slide):
+    other = TiffReader(path, TiffConfig())
+    assert other.info.levels == slide.info.levels
+    rng = np.random.default_rng(3)
+    for x, y in rng.integers(0, 400, (40, 2)).tolist():
+        ours, theirs = (tiffs.read(r, x, y, 150, 100, 1)[..., :3] for r in (other, slide))
+        off = np.abs(ours.astype(int) - theirs)
+        assert off.max() <= 3  # three where four tiles meet, which is rare
+        assert (off > 2).mean() < 1e-3
+
+
+def test_tiles_and_metadata_are_told(slide):
+    assert slide.info.vendor == "generic-tiff"
+    assert slide.info.levels[0].tile == (128, 128)
+    assert slide.info.properties["openslide.level-count"] == "2"
+
+
+def test_sixteen_bits_are_refused_though_openslide_scales_them(tmp_path):
+    path = tiffs.write(tmp_path / "a.tif", RGB.astype(np.uint16) * 257, tile=(128, 128))
+    with pytest.raises(SlideOpenError, match=r"16 bits.*convert it to 8-bit RGB first"):
+        OpenSlideReader(path, OpenSlideConfig())
+
+
+def test_tiles_that_no_memory_holds_are_refused(tmp_path):
+    """OpenSlide would abort the process when it reads one."""
+    path = tiffs.write(tmp_path / "a.tif", RGB, tile=(128, 128), compression="zlib")
+    tiffs.set_tag(path, "TileLength", 1 << 29)
+    with pytest.raises(SlideOpenError, match="tiles of 128 × 536870912"):
+        OpenSlideReader(path, OpenSlideConfig())
+
+
+def test_an_error_is_told_again_at_each_read(tmp_path):
+    path = tiffs.write(tmp_path / "a.tif", RGB, tile=(128, 128), compression="jpeg")
+    tiffs.damage_segment(path, 0, b"\x55" * len(tiffs.segment(path, 0)))
+    slide = OpenSlideReader(path, OpenSlideConfig())
+    for _ in range(2):
+        with pytest.raises(SlideReadError, match=r"a\.tif: level 0 at x=0, y=0, 64 × 64 pixels"):
+            tiffs.read(slide, 0, 0, 64, 64)
+
+
+def test_an_mrxs_without_its_folder_says_so(tmp_path):
+    (tmp_path / "a.mrxs").write_bytes(b"\xff\xd8\xff\xe0 as if it were a JPEG")
+    with pytest.raises(SlideOpenError, match="its data folder a is not beside it"):
+        OpenSlideReader(tmp_path / "a.mrxs", OpenSlideConfig())
+
+
+def test_probe_knows_a_slide_by_its_bytes(path, tmp_path):
+    (tmp_path / "nameless").write_bytes(path.read_bytes())
+    assert OpenSlideReader.probe(tmp_path / "nameless")
+    (tmp_path / "text").write_text("no slide")
+    assert not OpenSlideReader.probe(tmp_path / "text")
