@@ -122,7 +122,7 @@ def bare_resnet18(count: int) -> Result:
 def whole_run(slide: Path, folder: Path) -> Result:
     """Do a run as users do, from opening the slide to the published file."""
     began = time.perf_counter()
-    result = microtome.run(
+    result = microtome.run_slides(
         slide,
         folder / "out",
         tiler={"grid": {"size": TILE, "magnification": 20}},

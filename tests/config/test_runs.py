@@ -108,6 +108,23 @@ def test_sweep_keeps_a_tiling_that_was_named(runs, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_options_of_an_encoder_that_only_some_jobs_of_a_sweep_have(runs):
+    line = "-m a.svs output=out encoder=acme,resnet18 encoder.resnet18.weights=random"
+    assert main([*line.split(), "encoder.resnet18.model=${x}", "encoder.resnet18.seed=4"]) == 2
+    runs.clear()
+    assert main([*line.split(), "encoder.resnet18.seed=4"]) == 0
+    assert [[e.name for e in run.encoders] for run in runs] == [["acme"], ["resnet18"]]
+    assert runs[1].encoders[0].config == NetOptions(weights="random", seed=4)
+    assert "resnet18" not in runs[0].resolved["encoder"]
+
+
+def test_wrong_option_of_a_swept_encoder_is_told_in_its_job(runs, capsys):
+    line = "-m a.svs output=out encoder=acme,resnet18 encoder.resnet18.wieghts=random"
+    assert main(line.split()) == 2
+    assert [run.encoders[0].name for run in runs] == ["acme"]
+    assert "Did you mean 'weights'?" in capsys.readouterr().err
+
+
 def test_bad_jobs_do_not_stop_a_sweep(runs, capsys):
     runs.answers = [3, StoreError("the disk is full"), 0]
     assert main(["-m", "a.svs", "output=out", "tiler.size=big,64,128,256", "tiler.name=x"]) == 2

@@ -25,7 +25,7 @@ from microtome.testing.synthetic import make_slide
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
-    r"^<!-- before: (?P<before>.+) -->$"
+    r"^<!-- before: (?P<before>[^\n]+) -->$"
     r"|(?P<compose>^<!-- compose only: [^\n]+ -->\n)?"
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$',
     re.MULTILINE | re.DOTALL,

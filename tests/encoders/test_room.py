@@ -152,3 +152,14 @@ def test_hub_weights_are_named_with_their_revision(registry):
         "weights": "torchvision/resnet50",
         "revision": "IMAGENET1K_V1",
     }
+
+
+def test_options_become_a_configuration_schema(registry):
+    omegaconf = pytest.importorskip("omegaconf")
+    for entry in registry.entries("encoder"):
+        node = omegaconf.OmegaConf.structured(entry.spec.config)
+        assert omegaconf.OmegaConf.to_object(node) == configure(entry.spec)
+    node = omegaconf.OmegaConf.structured(registry.find("encoder", "virchow_v2").spec.config)
+    node.variant = "cls"
+    with pytest.raises(omegaconf.ValidationError):
+        node.variant = "mean"

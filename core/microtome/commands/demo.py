@@ -39,10 +39,10 @@ def main(argv: list[str]) -> int:
     folder: Path = parser.parse_args(argv).output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        slide = make_slide(folder / "demo.svs", size=SIZE)
+        slide = make_slide(folder / "demo.svs", size=SIZE, mpp=0.5, magnification=20)
     except OSError as error:
         raise StoreError(f"{folder}: the slide cannot be written: {error.strerror}.") from error
-    _say(f"Made {slide.path}: {SIZE[0]} x {SIZE[1]} px at {slide.mpp} µm/px, 40x, Aperio JPEG.")
+    _say(f"Made {slide.path}: {SIZE[0]} x {SIZE[1]} px at {slide.mpp} µm/px, 20x, Aperio JPEG.")
     words = _command(slide.path, folder)
     _say(f"Running: microtome {shlex.join(words)}")
     code = _run(words)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +36,7 @@ from microtome.plugin.specs import SPECS
 CONFIG_PATH = "pkg://microtome_conf"
 CONFIG_NAME = "config"
 _RESOLVER = "microtome.run_dir"
+_CHOICES = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP)
 
 _run_dirs: dict[str, Path] = {}
 """The folder that each run of this process was given, by the run's id."""
@@ -61,21 +63,28 @@ def run(line: CommandLine, task: Callable[[DictConfig], object], registry: Regis
     Returns:
         The run's folder; None where nothing ran (``--cfg`` and the like).
     """
-    fill_store(registry)
     Plugins.instance().register(PluginPresets)
     run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    overrides = (*_run_folders(run_id), *line.overrides, *_tiling_of_sweep(line))
-    if {"-sc", "--shell-completion"} & set(line.flags):
-        overrides = line.overrides
+    parsed = OverridesParser.create().parse_overrides(list(line.overrides) if line.multirun else [])
+    of_some = _options_of_some(parsed, registry)
+    fill_store(registry, of_some)
+    moved = {each.input_line for each in of_some}
+    overrides = [word for word in line.overrides if word not in moved]
+    if not {"-sc", "--shell-completion"} & set(line.flags):
+        overrides = [*_run_folders(run_id), *overrides, *_name_tilings(parsed)]
     with _command_line([*line.flags, *overrides]):
         hydra.main(config_path=CONFIG_PATH, config_name=CONFIG_NAME, version_base="1.3")(task)()
     return _run_dirs.pop(run_id, None)
 
 
-def fill_store(registry: Registry) -> None:
+def fill_store(registry: Registry, given: Sequence[Override] = ()) -> None:
     """Put the options and every plugin's node into Hydra's ConfigStore.
 
     A plugin whose defaults OmegaConf cannot hold becomes a broken one.
+
+    Args:
+        registry: The plugins.
+        given: Options ``<kind>.<name>.<option>`` that replace the defaults of a node.
     """
     store = ConfigStore.instance()
     store.store(name="options", node=options_node(), provider="microtome")
@@ -85,7 +94,11 @@ def fill_store(registry: Registry) -> None:
             name = entry.spec.name
             package = f"{kind}.{name}" if kind in SEVERAL else kind
             try:
-                node = plugin_node(entry.spec)
+                node = OmegaConf.create(plugin_node(entry.spec))
+                for each in given:
+                    where, _, key = each.key_or_group.partition(f"{kind}.{name}.")
+                    if key and not where:
+                        OmegaConf.update(node, key, each.value(), force_add=True)
                 store.store(name, node, kind, package, provider=entry.distribution)
             except OmegaConfBaseException as error:
                 reason = f"its options cannot be held: {str(error).splitlines()[0]}"
@@ -148,11 +161,8 @@ def check_slides(cfg: DictConfig) -> None:
             raise InputError(f"There is no slide, folder or manifest {slide!r}.")
 
 
-def _tiling_of_sweep(line: CommandLine) -> tuple[str, ...]:
+def _name_tilings(parsed: Sequence[Override]) -> tuple[str, ...]:
     """Name tilings by their geometry in a sweep over them, unless they are named."""
-    if not line.multirun:
-        return ()
-    parsed = OverridesParser.create().parse_overrides(list(line.overrides))
     keys = [each.key_or_group for each in parsed]
     swept = [
         each.key_or_group
@@ -166,6 +176,30 @@ def _tiling_of_sweep(line: CommandLine) -> tuple[str, ...]:
         "a folder of its own below the output.\n"
     )
     return ("tiler.name=auto",)
+
+
+def _options_of_some(parsed: Sequence[Override], registry: Registry) -> list[Override]:
+    """Find the options of encoders and writers that only some jobs of a sweep have.
+
+    Hydra refuses ``encoder.resnet18.weights=random`` in those jobs of ``encoder=a,resnet18``
+    that have no resnet18, so these options go into the plugins' nodes instead.
+    """
+    swept = {
+        (each.key_or_group, name)
+        for each in parsed
+        if each.key_or_group in SEVERAL and each.value_type in _CHOICES
+        for value in each.sweep_iterator()
+        for name in (value if isinstance(value, list) else [value])
+        if name in registry.names(each.key_or_group)
+    }
+    return [
+        each
+        for each in parsed
+        if each.type == OverrideType.CHANGE
+        and not each.is_sweep_override()
+        and each.key_or_group.count(".") > 1
+        and tuple(each.key_or_group.split(".")[:2]) in swept
+    ]
 
 
 @contextmanager

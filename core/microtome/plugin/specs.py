@@ -79,15 +79,12 @@ class ReaderSpec(PluginSpec):
     Attributes:
         extensions: Lower-case suffixes with the dot (``".svs"``) that the reader may open.
         priority: Order in which ``reader=auto`` tries readers for one extension, highest first.
-        exact: Whether pixels are those of the file's codec as OpenSlide gives them. A reader
-            that is not exact is part of every identity downstream.
     """
 
     kind: ClassVar[str] = "reader"
 
     extensions: tuple[str, ...]
     priority: int = 0
-    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from microtome.errors import IdentityError
-from microtome.plugin.specs import ReaderSpec
 from microtome.run.attributes import RESAMPLE_VERSION
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
 from microtome.slide.opening import OpenedSlide
@@ -34,8 +33,8 @@ def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Iden
     }
     if slide.ref.mpp is not None:
         fields["mpp"] = slide.ref.mpp
-    spec = plan.registry.find("reader", slide.info.reader).spec
-    if isinstance(spec, ReaderSpec) and not spec.exact:
+    if not slide.info.exact:
+        spec = plan.registry.find("reader", slide.info.reader).spec
         fields["reader"] = {"plugin": spec.name, "output_version": spec.output_version}
     sources = getattr(plan.segmenter, "sources", None)
     if sources is not None and (files := sources(slide.ref)):

@@ -173,7 +173,7 @@ def _resize_pillow(
     out = np.empty((tiles.shape[0], height, width, 3), np.uint8)
     resample = Image.Resampling[interpolation.upper()]
     for row, tile in enumerate(tiles):
-        out[row] = Image.fromarray(tile).resize((width, height), resample)
+        out[row] = np.asarray(Image.fromarray(tile).resize((width, height), resample))
     return out
 
 

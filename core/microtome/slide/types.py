@@ -106,6 +106,8 @@ class SlideInfo:
             ``tiff.XResolution``, ``tiff.ResolutionUnit``, ``tiff.ImageDescription``, …).
         mpp: (x, y) µm per level-0 pixel where the reader knows better than ``properties``.
         objective_power: The same for the magnification.
+        exact: Whether every reader of this file gives these pixels. Where not, the reader is part
+            of every identity downstream.
         resolution: Resolved by the core.
     """
 
@@ -118,6 +120,7 @@ class SlideInfo:
     properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     mpp: tuple[float, float] | None = None
     objective_power: float | None = None
+    exact: bool = True
     resolution: Resolution = field(default_factory=Resolution)
 
     @property

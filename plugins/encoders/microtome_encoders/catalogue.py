@@ -33,12 +33,32 @@ H_OPTIMUS = Transform(
     std=(0.211883, 0.230117, 0.177517),
 )
 
+UNI = EncoderCard(
+    dim=1024,
+    input_size=224,
+    transform=IMAGENET_224,
+    pooling=CLASS_TOKEN,
+    precision="fp16",
+    patch_size=256,
+    mpp=0.5,
+    magnification=20.0,
+    hub_id="MahmoodLab/UNI",
+    revision="77ffbca1ee1cdcee6e87f6deebd2db8a5888c721",
+    licence="CC-BY-NC-ND-4.0",
+    commercial=False,
+    gated=True,
+    params=303_350_784,
+    paper="doi:10.1038/s41591-024-02857-3",
+)
+
 
 def catalogue() -> Iterator[EncoderSpec]:
     """Give the spec of every row."""
     yield from _resnets()
     yield from _dinov2()
-    yield from _pathology()
+    yield from _uni()
+    yield from _virchow()
+    yield from _h_optimus()
 
 
 def torch_spec(name: str, target: str, summary: str, **values: Any) -> EncoderSpec:
@@ -109,27 +129,11 @@ def _dinov2() -> Iterator[EncoderSpec]:
         yield _row(f"dinov2_{size}", TIMM, HubConfig, recipe, summary)
 
 
-def _pathology() -> Iterator[EncoderSpec]:
-    uni = EncoderCard(
-        dim=1024,
-        input_size=224,
-        transform=IMAGENET_224,
-        pooling=CLASS_TOKEN,
-        precision="fp16",
-        patch_size=256,
-        mpp=0.5,
-        magnification=20.0,
-        hub_id="MahmoodLab/UNI",
-        revision="77ffbca1ee1cdcee6e87f6deebd2db8a5888c721",
-        licence="CC-BY-NC-ND-4.0",
-        commercial=False,
-        gated=True,
-        params=303_350_784,
-        paper="doi:10.1038/s41591-024-02857-3",
-    )
+def _uni() -> Iterator[EncoderSpec]:
+    """Chen et al. 2024, and its successor."""
     recipe = Recipe(
         architecture="vit_large_patch16_224",
-        card=uni,
+        card=UNI,
         arguments={"init_values": 1e-5, "dynamic_img_size": True},
     )
     yield _row("uni_v1", TIMM, HubConfig, recipe, "UNI, ViT-L/16 on 100k slides")
@@ -137,7 +141,7 @@ def _pathology() -> Iterator[EncoderSpec]:
     recipe = Recipe(
         architecture="vit_giant_patch14_224",
         card=replace(
-            uni,
+            UNI,
             dim=1536,
             precision="bf16",
             hub_id="MahmoodLab/UNI2-h",
@@ -161,10 +165,13 @@ def _pathology() -> Iterator[EncoderSpec]:
     )
     yield _row("uni_v2", TIMM, HubConfig, recipe, "UNI 2, ViT-H/14 on 350k slides")
 
+
+def _virchow() -> Iterator[EncoderSpec]:
+    """Zimmermann et al. 2024. Tokens 1 to 4 are registers, which the mean leaves out."""
     recipe = Recipe(
         architecture="vit_huge_patch14_224",
         card=replace(
-            uni,
+            UNI,
             dim=2560,
             transform=VIRCHOW,
             pooling="class token, then the mean of the patch tokens",
@@ -188,10 +195,13 @@ def _pathology() -> Iterator[EncoderSpec]:
     )
     yield _row("virchow_v2", TIMM, VariantConfig, recipe, "Virchow 2, ViT-H/14 on 3.1M slides")
 
+
+def _h_optimus() -> Iterator[EncoderSpec]:
+    """Bioptimus 2024. Position embeddings are fixed at 224 px."""
     recipe = Recipe(
         architecture="vit_giant_patch14_reg4_dinov2",
         card=replace(
-            uni,
+            UNI,
             dim=1536,
             transform=H_OPTIMUS,
             patch_size=224,

@@ -113,7 +113,8 @@ def _check_tile(file: int, offset: int, size: int, page: Any) -> None:
 def _probe(path: Path, size: int, modified: int, timeout: float) -> str:
     """Have a child process read a tile of each level. Gives a reason against, or nothing."""
     del size, modified  # parts of the key only
-    command = [sys.executable, "-m", "microtome_readers.cucim_probe", str(path)]
+    # -P: nothing that lies in the working directory is imported.
+    command = [sys.executable, "-P", "-m", "microtome_readers.cucim_probe", str(path)]
     try:
         child = subprocess.run(
             command, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False

@@ -15,7 +15,7 @@ from microtome.slide.types import SlideInfo
 from microtome_readers import CucimConfig
 from microtome_readers.cucim_check import check_file
 from microtome_readers.placement import place, read_placed
-from microtome_readers.tifftags import describe_levels
+from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
 
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""
@@ -45,6 +45,8 @@ class CucimReader:
             levels=levels,
             vendor=tags.vendor,
             properties=tags.properties,
+            # Its JPEG 2000 codec rounds another way than OpenSlide's: by up to one level.
+            exact=whole_downsamples(tags.pages) and tags.pages[0].compression == JPEG,
         )
 
     def __reduce__(self) -> tuple[type[CucimReader], tuple[Path, CucimConfig]]:

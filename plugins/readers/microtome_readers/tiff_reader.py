@@ -25,6 +25,7 @@ from microtome_readers.tifftags import (
     describe_levels,
     read_tags,
     segment_size,
+    whole_downsamples,
 )
 
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
@@ -61,6 +62,7 @@ class TiffReader:
             channels=self._channels,
             vendor=tags.vendor,
             properties=tags.properties,
+            exact=whole_downsamples(pages),
         )
         self._cache = SegmentCache(config.cache_mb << 20)
         file = os.open(self._path, os.O_RDONLY)

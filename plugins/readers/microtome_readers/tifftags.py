@@ -111,6 +111,15 @@ def describe_levels(pages: list[Any]) -> tuple[Level, ...]:
     )
 
 
+def whole_downsamples(pages: list[Any]) -> bool:
+    """Whether every pixel of every level starts at a whole level-0 pixel.
+
+    Where not, OpenSlide interpolates between pixels, and so do its stand-ins, each with its own
+    rounding.
+    """
+    return all(level.downsample.is_integer() for level in describe_levels(pages))
+
+
 def segment_size(page: Any) -> tuple[int, int]:
     """Give the (width, height) of a page's tiles or strips."""
     if page.is_tiled:

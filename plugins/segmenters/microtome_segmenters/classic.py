@@ -34,10 +34,10 @@ _FIRST_LOOK = 512
 _NOISE_STEPS = 4.0
 """Threshold above the glass, in standard deviations of the glass."""
 
-_LEAST, _MOST = 0.019, 0.07
+_LEAST, _MOST = 0.018, 0.07
 """Bounds of that threshold: faint tissue lies above the first, so does nothing below it."""
 
-_OF_USUAL = 0.16
+_OF_USUAL = 0.19
 """Tissue is at least this share of the slide's usual stain, which cuts off halos of JPEG."""
 
 _SURE = 1.8

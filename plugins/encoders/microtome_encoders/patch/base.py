@@ -101,11 +101,11 @@ class TorchEncoder(ABC):
             raise EncoderError(f"The encoder {self.name} was asked to encode before load().")
         if not len(batch):
             return EncoderOutput(embedding=np.empty((0, self.card.dim), np.float32))
-        images = batch.tensor(self.card.transform or Transform(), self._device, self._dtype)
         try:
+            images = batch.tensor(self.card.transform or Transform(), self._device, self._dtype)
             with torch.inference_mode(), _exact_convolutions():
                 embedding = self.forward(self._model, images).float().cpu()
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise EncoderError(
                 f"{self._device} has no memory for {self.name} on {len(batch)} tiles: "
                 f"lower the encoder's batch_size."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
 from typing import Any
 from urllib.error import URLError
@@ -69,7 +71,8 @@ class TorchvisionEncoder(TorchEncoder):
     def build_pretrained(self) -> nn.Module:
         """Make the model with torchvision's weights, downloaded or from torch's cache."""
         try:
-            model = models.get_model(self.architecture, weights=self.published)
+            with redirect_stdout(sys.stderr):  # torch.hub announces its downloads there
+                model = models.get_model(self.architecture, weights=self.published)
         except (URLError, OSError, RuntimeError) as error:
             raise EncoderError(
                 f"The weights {self.name} of torchvision cannot be downloaded ({error}): connect "
