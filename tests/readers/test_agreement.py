@@ -133,3 +133,10 @@ def test_a_screens_resolution_is_no_mpp(shared_data):
         assert slide.info.properties["openslide.mpp-x"].startswith("352.7")
         assert slide.info.resolution.mpp is None
         assert slide.info.reader == "openslide"
+
+
+@pytest.mark.parametrize("reader", OTHERS)
+def test_a_reader_says_where_its_pixels_are_its_own(shared_data, reader):
+    for name, exact in (("cmu-1-small-region.svs", True), ("tcga-cr-7395-01a-01-ts1.svs", False)):
+        with opened(shared_data / "slides" / name, reader) as slide:
+            assert slide.info.exact is exact

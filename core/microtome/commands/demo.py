@@ -81,10 +81,10 @@ def _summarise(slide: SyntheticSlide, layout: OutputLayout, registry: Registry) 
         raise StoreError(f"{path}: what was read back is not what was written.")
     _say("", "Read back:")
     _say(f"  {path}")
-    _say(f"    coords             {shape[0]} tiles, int32 {shape}: x, y, read_w, read_h, level")
+    _say(f"    coords                {shape[0]} tiles, int32 {shape}: x, y, read_w, read_h, level")
     _say(f"    features/{ENCODER}  {features.dtype} {features.shape}, all finite")
     for mask in sorted(layout.tissue_folder.glob(f"{slide_id}.*.png")):
-        _say(f"  {mask}", f"    tissue mask        {_agreement(slide, mask)}")
+        _say(f"  {mask}", f"    tissue mask           {_agreement(slide, mask)}")
     for overlay in sorted(layout.visualization_folder.glob(f"{slide_id}*.png")):
         _say(f"  {overlay}")
 

@@ -36,7 +36,7 @@ _FLAGS = (
 )
 _EXAMPLES = (
     "microtome slide.svs output=out",
-    "microtome slides/ output=out encoder=[resnet50,uni] tiler.magnification=20 tiler.size=256",
+    "microtome slides/ output=out encoder=[resnet50,uni_v1] tiler.magnification=20 tiler.size=256",
     "microtome 'cohort/*.svs' output=out task=coords tiler.mpp=0.5 visualize=all",
     "microtome manifest.csv output=out writer=[zarr,png] mpp_csv=mpp.csv",
     "microtome -m slides/ output=out encoder=handcrafted,resnet50 tiler.magnification=10,20",

@@ -63,12 +63,12 @@ def catalogue() -> Iterator[EncoderSpec]:
 
 def torch_spec(name: str, target: str, summary: str, **values: Any) -> EncoderSpec:
     """Make the spec of an encoder that needs torch and the library of its loader."""
-    library = ("timm", "huggingface_hub", "safetensors") if target == TIMM else ("torchvision",)
+    library = ("timm", "huggingface_hub") if target == TIMM else ("torchvision",)
     return EncoderSpec(
         name=name,
         target=target,
         summary=summary,
-        requires=("torch", *library),
+        requires=("torch", "safetensors", *library),
         install=INSTALL,
         **values,
     )
