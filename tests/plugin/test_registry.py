@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -248,7 +247,3 @@ def test_specs_are_frozen_and_take_keywords_only():
         EncoderSpec("acme", "a:B", "summary")
     with pytest.raises(AttributeError):
         EncoderCard(dim=3).dim = 4
-
-
-def test_this_file_is_no_package_of_its_own():
-    assert Path(__file__).stem in __name__

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -148,15 +148,28 @@ def _prepare(plan: RunPlan, slides: SlideList) -> None:
 
     Loading now tells of a missing file or a closed gate before any slide is opened.
     """
-    sweep(plan.config.output)
-    paths = [
-        plan.layout.slide(store.spec, ref.slide_id)
-        for store in plan.stores
-        for ref in slides.slides
-    ]
+    ids = [ref.slide_id for ref in slides.slides]
+    paths = [plan.layout.slide(store.spec, name) for store in plan.stores for name in ids]
+    _sweep(plan, ids)
     if plan.config.force or not all(path.exists() for path in paths):
         for encoder in plan.encoders:
             encoder.ensure_loaded()
+
+
+def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
+    """Sweep every folder that this run writes into."""
+    layout = plan.layout
+    for folder in {
+        path.parent
+        for name in ids
+        for path in (
+            *(layout.slide(writer.spec, name) for writer in plan.writers),
+            layout.tissue(name, ""),
+            layout.status(name),
+            *(layout.visualization(name, kind) for kind in plan.config.visualize),
+        )
+    }:
+        sweep(folder)
 
 
 def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, Any]:

@@ -83,7 +83,22 @@ def _plain(value: Any) -> Any:
         return _text(str(value))
     if _is_numbers(value):
         return list(value)
-    return _text(json.dumps(value, ensure_ascii=False, default=_plain))
+    return _text(json.dumps(value, ensure_ascii=False, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    """Give what JSON has for a value that it does not know."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(
+        f"an attribute holds {type(value).__name__}, which has no plain form: {value!r}"
+    )
 
 
 def _text(value: str) -> str:

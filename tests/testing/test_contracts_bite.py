@@ -1,0 +1,237 @@
+"""Contracts fail for plugins that break them: each fault below, by the test that is for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAULTY = '''
+import numpy as np
+
+from microtome.errors import SlideOpenError
+from microtome.plugin import (
+    EncoderCard, EncoderSpec, ReaderSpec, SegmenterSpec, TilerSpec, hookimpl
+)
+from microtome.plugin.protocols import EncoderOutput
+from microtome.slide import GridConfig
+from microtome.slide.tiling import GridTiler
+from microtome.slide.types import Level, SlideInfo, TileGrid, TissueMask
+from PIL import Image
+
+
+class Encoder:
+    card = EncoderCard(dim=3)
+    calls = 0
+
+    def __init__(self, config):
+        pass
+
+    def load(self, device, precision):
+        pass
+
+    def means(self, batch):
+        return batch.pixels.mean(axis=(1, 2)).astype(np.float32)
+
+    def encode(self, batch):
+        return EncoderOutput(self.means(batch))
+
+
+class Wide(Encoder):
+    card = EncoderCard(dim=4)
+
+
+class Constant(Encoder):
+    def encode(self, batch):
+        return EncoderOutput(np.ones((len(batch), 3), np.float32))
+
+
+class Batchy(Encoder):
+    """Normalises over the batch, as a model left in training mode does."""
+
+    def encode(self, batch):
+        means = self.means(batch)
+        return EncoderOutput(means - means.mean(axis=0))
+
+
+class Fickle(Encoder):
+    def encode(self, batch):
+        self.calls += 1
+        return EncoderOutput(self.means(batch) + self.calls)
+
+
+class Scribbler(Encoder):
+    def encode(self, batch):
+        output = super().encode(batch)
+        batch.pixels[:, 0, 0] += 1
+        return output
+
+
+class Random(Encoder):
+    def load(self, device, precision):
+        self.shift = np.random.rand(3)
+
+    def encode(self, batch):
+        return EncoderOutput((self.means(batch) + self.shift).astype(np.float32))
+
+
+class Reader:
+    def __init__(self, path, config):
+        try:
+            self.pixels = np.asarray(Image.open(path).convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise SlideOpenError(str(error)) from error
+        self.path, self.config = path, config
+        height, width = self.pixels.shape[:2]
+        self.info = SlideInfo(
+            path=path, reader=self.name, levels=(Level(width=width, height=height, downsample=1.0),)
+        )
+
+    def read_tiles(self, level, boxes, out, rows):
+        for (x, y, w, h), row in zip(boxes, rows):
+            out[row] = self.pixels[y : y + h, x : x + w]
+
+    def close(self):
+        self.pixels = None
+
+    def __reduce__(self):
+        return type(self), (self.path, self.config)
+
+
+class Shifted(Reader):
+    name = "shifted"
+
+    def read_tiles(self, level, boxes, out, rows):
+        super().read_tiles(level, np.maximum(boxes - [1, 0, 0, 0], 0), out, rows)
+
+
+class Greedy(Reader):
+    name = "greedy"
+
+    def read_tiles(self, level, boxes, out, rows):
+        out[:] = 0
+        super().read_tiles(level, boxes, out, rows)
+
+
+class Open(Reader):
+    name = "open"
+
+    def close(self):
+        pass
+
+
+class Segmenter:
+    def __init__(self, config):
+        pass
+
+    def segment(self, views):
+        return [
+            TissueMask(array=view.image.min(axis=2) < 215, downsample=(1.0, 1.0)) for view in views
+        ]
+
+
+class Unsorted(GridTiler):
+    def plan(self, info, mask):
+        grid = super().plan(info, mask)
+        return TileGrid(coords=grid.coords[::-1], geometry=grid.geometry, columns=grid.columns)
+
+
+class Overhanging(GridTiler):
+    def plan(self, info, mask):
+        grid = super().plan(info, mask)
+        grid.coords[-1:, 1] = info.height - 1
+        return grid
+
+
+@hookimpl
+def microtome_encoders():
+    for one in (Encoder, Wide, Constant, Batchy, Fickle, Scribbler, Random):
+        name = one.__name__.lower()
+        yield EncoderSpec(name=name, target=f"faulty:{one.__name__}", summary="x", card=one.card)
+
+
+@hookimpl
+def microtome_readers():
+    for one in (Shifted, Greedy, Open):
+        yield ReaderSpec(
+            name=one.name, target=f"faulty:{one.__name__}", summary="x", extensions=(".png",)
+        )
+
+
+@hookimpl
+def microtome_segmenters():
+    yield SegmenterSpec(name="scaleless", target="faulty:Segmenter", summary="x")
+
+
+@hookimpl
+def microtome_tilers():
+    for one in (Unsorted, Overhanging):
+        name = one.__name__.lower()
+        yield TilerSpec(
+            name=name, target=f"faulty:{one.__name__}", summary="x", config=GridConfig
+        )
+'''
+
+CONTRACTS = """
+import faulty
+from microtome.testing import EncoderContract, ReaderContract, SegmenterContract, TilerContract
+
+KINDS = {
+    EncoderContract: ["encoder", "wide", "constant", "batchy", "fickle", "scribbler", "random"],
+    ReaderContract: ["shifted", "greedy", "open"],
+    SegmenterContract: ["scaleless"],
+    TilerContract: ["unsorted", "overhanging"],
+}
+for _base, _names in KINDS.items():
+    for _name in _names:
+        _body = {"plugin": _name, "package": faulty, "test_listing_it_imports_nothing_heavy": None}
+        globals()["Test" + _name] = type("Test" + _name, (_base,), _body)
+"""
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory) -> set[tuple[str, str]]:
+    """What failed: (class, test)."""
+    folder: Path = tmp_path_factory.mktemp("faulty")
+    (folder / "faulty.py").write_text(FAULTY)
+    (folder / "test_faulty.py").write_text(CONTRACTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = [line.split("::") for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return {(row[1], row[2].partition(" ")[0].partition("[")[0]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "test"),
+    [
+        ("wide", "test_its_embedding_is_what_the_card_says"),
+        ("constant", "test_different_tiles_have_different_embeddings"),
+        ("batchy", "test_a_row_does_not_depend_on_its_batch"),
+        ("fickle", "test_it_gives_the_same_again"),
+        ("scribbler", "test_tiles_are_left_as_they_are"),
+        ("random", "test_a_fresh_one_gives_the_same"),
+        ("random", "test_it_leaves_the_global_random_state_alone"),
+        ("shifted", "test_level_0_has_the_pixels_of_the_file"),
+        ("shifted", "test_a_tile_is_a_part_of_its_level"),
+        ("greedy", "test_it_fills_the_rows_it_is_told_and_no_other"),
+        ("greedy", "test_no_box_is_nothing_to_do"),
+        ("open", "test_a_closed_reader_reads_nothing"),
+        ("scaleless", "test_each_view_gets_a_mask_of_its_slide"),
+        ("unsorted", "test_rows_are_sorted_and_unique"),
+        ("overhanging", "test_tiles_are_inside_the_slide"),
+    ],
+)
+def test_a_fault_is_caught(failed, plugin, test):
+    assert (f"Test{plugin}", test) in failed
+
+
+def test_what_is_right_passes(failed):
+    assert not [row for row in failed if row[0] == "Testencoder"]
