@@ -1,4 +1,4 @@
-"""Run the benchmarks and print a table; ``--json FILE`` keeps the figures."""
+"""Run the benchmarks and print a table of figures and ratios."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from bench.measure import (
     BATCH,
@@ -35,18 +32,16 @@ READERS = ("cucim", "openslide", "tiff")
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print a table line by line, and write JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--quick", action="store_true", help="a tiny slide: only see that it runs")
     arguments = parser.parse_args()
-    console = Console()
     results = []
     with tempfile.TemporaryDirectory(prefix="microtome-bench-") as folder:
         for result in measure(Path(folder), quick=arguments.quick):
             results.append(result)
-            console.print(f"{result.name}: {result.value:.3g} {result.unit}", highlight=False)
-    console.print(as_table(results))
+            print(as_line(result), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(record(results), indent=2) + "\n", "utf-8")
 
@@ -76,13 +71,11 @@ def measure(folder: Path, *, quick: bool) -> Iterator[Result]:
         yield reading(slide, name, 20, most)
 
 
-def as_table(results: list[Result]) -> Table:
-    """Lay the figures out."""
-    table = Table("", "", "", "ratio", "to")
-    for result in results:
-        ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
-        table.add_row(result.name, f"{result.value:.3g}", result.unit, ratio, result.against)
-    return table
+def as_line(result: Result) -> str:
+    """Write a row of the table."""
+    ratio = "" if result.ratio is None else f"{result.ratio:6.2f} x {result.against}"
+    digits = 3 if result.value < 1 else 1 if result.value < 100 else 0
+    return f"{result.name:<42}{result.value:>9.{digits}f} {result.unit:<13}{ratio}".rstrip()
 
 
 def record(results: list[Result]) -> dict[str, object]:

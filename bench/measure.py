@@ -85,8 +85,14 @@ def reading(slide: Path, reader: str, magnification: float, most: Result) -> Res
     with microtome.open_slide(slide, reader=reader) as opened:
         mask = opened.tissue("none")
         grid = opened.tiles(mask, size=TILE, magnification=magnification)
-        rate = len(grid) / best(lambda: [len(t.rows) for t in opened.iterate(grid)], 2)
         scanned = opened.resolution.magnification or magnification
+
+    def read() -> int:
+        # Opened anew, so that no reader's own cache counts.
+        with microtome.open_slide(slide, reader=reader) as opened:
+            return sum(len(tiles.rows) for tiles in opened.iterate(grid))
+
+    rate = len(grid) / best(read, 2)
     decoded = rate * (scanned / magnification) ** 2
     kernel = ""
     if scanned != magnification:

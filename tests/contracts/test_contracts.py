@@ -6,6 +6,8 @@ beside the slide) is said here, and nowhere else what is skipped.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from microtome.testing import (
     WriterContract,
 )
 from microtome.testing.contracts import PluginContract
+from microtome.testing.contracts.base import HEAVY
 from microtome.testing.contracts.reader import Sample
 from microtome.testing.synthetic import SyntheticSlide, make_slide
 
@@ -92,7 +95,8 @@ SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
 def contract(kind: str, name: str) -> type[PluginContract]:
     spec = get_registry().find(kind, name).spec
     base = SPECIAL.get((kind, name), GENERAL[kind])
-    body: dict[str, Any] = {"plugin": name}
+    # Asked of whole rooms below: each time costs a process.
+    body: dict[str, Any] = {"plugin": name, "test_listing_it_imports_nothing_heavy": None}
     if kind == "encoder" and "weights" in spec.config.__dataclass_fields__:
         body["options"] = {"weights": "random", **ENCODER_OPTIONS.get(name, {})}
         if spec.card and (spec.card.params or LARGEST + 1) > LARGEST:
@@ -104,6 +108,15 @@ for _kind in GENERAL:
     for _name in get_registry().names(_kind):
         _made = contract(_kind, _name)
         globals()[_made.__name__] = _made
+
+
+def test_listing_our_plugins_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from microtome.plugin.registry import get_registry; get_registry();"
+        f"print(*set(sys.modules) & set({HEAVY!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_none_of_our_plugins_is_broken() -> None:

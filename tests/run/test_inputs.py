@@ -190,21 +190,28 @@ def test_two_slides_of_one_id_are_refused_and_relpath_is_the_way_out(find, tmp_p
         find("d", recursive=True)
     for part in (tmp_path / "d/a/x.svs", tmp_path / "d/b/x.tif", "slide_id=relpath", "manifest"):
         assert str(part) in str(caught.value)
-    assert ids(find("d", recursive=True, slide_id="relpath")) == ["a/x", "b/x"]
+    assert ids(find("d", recursive=True, slide_id="relpath")) == ["a/x.svs", "b/x.tif"]
+
+
+def test_relpath_tells_two_formats_in_one_folder_apart(find, tmp_path):
+    touch(tmp_path / "d" / "x.svs", tmp_path / "d" / "x.tif")
+    with pytest.raises(InputError, match=r"Use slide_id=relpath"):
+        find("d")
+    assert ids(find("d", slide_id="relpath")) == ["x.svs", "x.tif"]
 
 
 def test_relpath_is_offered_only_where_it_helps(find, tmp_path):
-    touch(tmp_path / "d" / "x.svs", tmp_path / "d" / "x.tif")
+    touch(tmp_path / "d" / "x.svs", tmp_path / "e" / "x.svs")
     with pytest.raises(InputError, match=r"Use a manifest"):
-        find("d")
+        find("d", "e")
 
 
 def test_relpath_of_a_file_elsewhere_never_escapes(find, tmp_path, monkeypatch):
     touch(tmp_path / "here" / "a.svs", tmp_path / "there" / "x.svs")
     monkeypatch.chdir(tmp_path / "here")
     found = find("a.svs", "../there/x.svs", slide_id="relpath")
-    below_root = str(tmp_path / "there" / "x").removeprefix("/")
-    assert ids(found) == ["a", below_root]
+    below_root = str(tmp_path / "there" / "x.svs").removeprefix("/")
+    assert ids(found) == ["a.svs", below_root]
 
 
 def test_a_manifest_keeps_order_ids_as_text_and_other_columns(find, tmp_path):
@@ -407,7 +414,7 @@ def test_a_name_that_is_no_utf8_is_left_aside_with_a_note(find, tmp_path):
 
 def test_the_shared_folders_are_accounted_for(find, shared_data):
     for folder in ("slides", "broken"):
-        found = find(shared_data / folder, formats="all")
+        found = find(shared_data / folder, formats="all", slide_id="relpath")
         files = {path.name for path in (shared_data / folder).iterdir()}
         named = {slide.path.name for slide in found.slides}
         named |= {Path(note.split(": ")[0]).name for note in found.notes}

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from microtome_segmenters import ClassicConfig
-from microtome_segmenters.classic import ClassicSegmenter, segment_image
 from PIL import Image
 
 from microtome.errors import TissueError
 from microtome.slide.types import Level, SlideInfo, SlideRef, SlideView
+from microtome_segmenters import ClassicConfig
+from microtome_segmenters.classic import ClassicSegmenter, segment_image
 
 DATA = Path(__file__).parent / "data"
 SIZE = 384

@@ -8,12 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from microtome_segmenters import FileConfig, microtome_segmenters
+import tifffile
 from PIL import Image
 
 from microtome.errors import ConfigError, TissueError
 from microtome.plugin.registry import configure, get_registry
 from microtome.slide.types import Level, SlideInfo, SlideRef, SlideView
+from microtome_segmenters import FileConfig, microtome_segmenters
 
 
 def view(image, slide_id="s1", mask_path=None, size=None):
@@ -150,13 +151,26 @@ def test_geojson_is_rasterised(tmp_path):
     assert found.array.tolist() == [[False, False, True, True, True, True, False, False]] * 4
 
 
-def test_a_large_mask_is_reduced(tmp_path):
-    array = np.zeros((16, 20000), np.uint8)
-    array[:, 10000:] = 1
-    found = load(save(tmp_path / "m.png", array), size=(40000, 32))
-    assert found.array.shape == (6, 6667)
-    assert found.downsample == (6.0, 6.0)
-    assert found.fraction == pytest.approx(0.5, abs=0.08)
+@pytest.mark.parametrize("name", ["m.png", "flat.tif", "tiled.tif", "pyramid.tif"])
+def test_a_large_mask_is_reduced(tmp_path, name):
+    array = np.zeros((48, 20000), np.uint8)
+    array[:, 10002:] = 1
+    array[40:, :600] = 1
+    path = tmp_path / name
+    tile = {"tile": (16, 512)} if name != "flat.tif" else {"rowsperstrip": 7}
+    if name == "m.png":
+        save(path, array)
+    else:
+        with tifffile.TiffWriter(path) as tiff:
+            pyramid = name == "pyramid.tif"
+            tiff.write(array, subifds=int(pyramid), compression="deflate", **tile)
+            if pyramid:
+                tiff.write(array[::4, ::4], subfiletype=1, tile=(16, 512))
+    found = load(path, size=(40000, 96))
+    factor = 1 if name == "pyramid.tif" else 3
+    assert found.downsample == ((8.0, 8.0) if factor == 1 else (6.0, 6.0))
+    expected = array[::4, ::4] if factor == 1 else array[1::3, 1::3]
+    assert np.array_equal(found.array[:, : expected.shape[1]], expected > 0)
 
 
 @pytest.mark.parametrize(

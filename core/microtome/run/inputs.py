@@ -277,10 +277,12 @@ def _slide_id(found: _Found, policy: str) -> str:
 
 
 def _relative_id(path: Path, root: Path) -> str:
-    """Give a slide's path below a folder, or below the file system's root if it is not in it."""
+    """Give a slide's path below a folder, or below the file system's root if it is not in it.
+
+    With its suffix: ``x.svs`` and ``x.tif`` of one folder are two slides.
+    """
     inside = path.is_relative_to(root)
-    relative = path.relative_to(root if inside else path.anchor)
-    return relative.with_suffix("").as_posix()
+    return path.relative_to(root if inside else path.anchor).as_posix()
 
 
 def _is_text(name: str) -> bool:

@@ -55,16 +55,16 @@ def _directed_edges(array: NDArray[np.bool_], stride: int) -> tuple[Codes, Codes
     neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     corner = (0, 1, stride + 1, stride)
     codes = []
-    for direction, (neighbour, offset) in enumerate(zip(neighbours, corner, strict=True)):
+    for way, (neighbour, offset) in enumerate(zip(neighbours, corner, strict=True)):
         rows, columns = np.nonzero(inside & ~neighbour)
-        codes.append(4 * (rows * stride + columns + offset) + direction)
+        codes.append(4 * (rows * stride + columns + offset) + way)
     starts = np.sort(np.concatenate(codes).astype(np.int64))
-    direction = starts % 4
-    ends = starts // 4 + np.asarray([1, stride, -1, -stride])[direction]
+    heading = starts % 4
+    ends = starts // 4 + np.asarray([1, stride, -1, -stride])[heading]
     followers = np.full(len(starts), -1, np.int64)
     # Turning right first keeps pixels that touch at a corner apart.
     for turn in (1, 0, 3):
-        wanted = 4 * ends + (direction + turn) % 4
+        wanted = 4 * ends + (heading + turn) % 4
         at = np.minimum(np.searchsorted(starts, wanted), max(len(starts) - 1, 0))
         hit = (followers < 0) & (starts[at] == wanted) if len(starts) else np.zeros(0, bool)
         followers[hit] = at[hit]

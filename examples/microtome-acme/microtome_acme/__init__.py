@@ -1,5 +1,6 @@
 """A microtome plugin: the encoder ``acme``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl, option
@@ -15,7 +16,7 @@ class AcmeConfig:
 
 
 @hookimpl
-def microtome_encoders():  # noqa: ANN201
+def microtome_encoders() -> Iterable[EncoderSpec]:
     """Register the encoder; its code is imported when it is chosen."""
     yield EncoderSpec(
         name="acme",

@@ -19,13 +19,13 @@ from microtome_segmenters.glass import (
     refuse_fluorescence,
 )
 from microtome_segmenters.pen import find_pen
-from microtome_segmenters.stain import Stain, dark_fringe, doubt_flat, see_through, weigh
+from microtome_segmenters.stain import GLASS, Stain, dark_fringe, doubt_flat, see_through, weigh
 from microtome_segmenters.views import to_masks
 
 if TYPE_CHECKING:
     from microtome.slide.types import SlideView, TissueMask
 
-_WORK = 1536
+_WORK = 1280
 """Longest side in pixels that is looked at: finer detail is beyond any tile."""
 
 _FIRST_LOOK = 512
@@ -37,7 +37,7 @@ _NOISE_STEPS = 4.0
 _LEAST, _MOST = 0.018, 0.07
 """Bounds of that threshold: faint tissue lies above the first, so does nothing below it."""
 
-_OF_USUAL = 0.19
+_OF_USUAL = 0.17
 """Tissue is at least this share of the slide's usual stain, which cuts off halos of JPEG."""
 
 _SURE = 1.8
@@ -94,10 +94,10 @@ def segment_image(
         TissueError: If the picture is not bright field.
     """
     config = config or ClassicConfig()
-    refuse_fluorescence(rgb, covered)
     height, width = rgb.shape[:2]
     scale = min(1.0, _WORK / max(height, width))
     work, known = _resized(rgb, covered, scale)
+    refuse_fluorescence(work, known)
     mask = _segment(work, known, config, None if mpp is None else mpp / scale)
     if scale == 1.0:
         return mask
@@ -120,7 +120,8 @@ def _segment(image: Image, covered: Mask | None, config: ClassicConfig, mpp: flo
     if config.pen:
         pen = find_pen(stain, evidence > _MOST, frame)
         if pen.any():
-            tissue = _threshold(np.where(pen, np.float32(0), evidence), ~(frame | pen), config)
+            evidence[pen] = 0
+            tissue = _threshold(evidence, stain, ~(frame | pen), config)
             frame = frame | pen
     return _shaped(tissue, evidence, config, _shape(tissue.shape, config, mpp)) & ~frame
 
@@ -144,14 +145,14 @@ def _look(
     stain = see_through(smooth, estimate_glass(smooth, excluded))
     evidence = doubt_flat(weigh(stain), image, stain, ~excluded)
     evidence[frame | dark_fringe(stain, max(2, round(0.012 * max(image.shape[:2]))))] = 0
-    return _threshold(evidence, ~frame, config), stain, evidence
+    return _threshold(evidence, stain, ~frame, config), stain, evidence
 
 
-def _threshold(evidence: Floats, usable: Mask, config: ClassicConfig) -> Mask:
+def _threshold(evidence: Floats, stain: Stain, usable: Mask, config: ClassicConfig) -> Mask:
     """Cut above the noise of the glass, at a share of the slide's own stain."""
     values = evidence[usable][::3]
     least = _LEAST
-    glass = values[values < 0.08]
+    glass = evidence[usable & (stain.low > GLASS)][::3]
     if glass.size > 100:
         below, middle = np.percentile(glass, (16, 50))
         least = float(np.clip(middle + _NOISE_STEPS * (middle - below), _LEAST, _MOST))

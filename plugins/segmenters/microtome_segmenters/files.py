@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +98,10 @@ class FileSegmenter:
         return mask_from_geojson(data, size, downsample, where=str(path))
 
     def _load_image(self, path: Path, info: SlideInfo) -> TissueMask:
-        array = self._tissue(_read_labels(path), path)
-        height, width = array.shape
-        if min(height, width) == 0:
-            raise TissueError(f"{path}: the mask is empty.")
+        try:
+            array, (width, height), factor = self._read(path)
+        except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
+            raise TissueError(f"{path}: the mask cannot be read: {error}") from error
         scale = (info.width / width, info.height / height)
         # A pixel more or less from rounding is no other aspect.
         slack = self.config.aspect_tolerance + 1 / min(width, height)
@@ -111,28 +111,68 @@ class FileSegmenter:
                 f"{info.width} × {info.height}: the aspect differs by more than "
                 f"{self.config.aspect_tolerance:.0%} (segmenter.aspect_tolerance)."
             )
-        factor = -(-max(height, width) // _LARGEST)
-        return _reduced(TissueMask(array=array, downsample=scale), factor)
+        return TissueMask(array=array, downsample=(scale[0] * factor, scale[1] * factor))
 
-    def _tissue(self, labels: NDArray[np.integer[Any]], path: Path) -> NDArray[np.bool_]:
+    def _read(self, path: Path) -> _Reduced:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return _read_tiff(path, self._tissue)
+        jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        labels = _read_image(path)
+        if jpeg and not self.config.values:
+            labels = np.where(labels >= _JPEG_ZERO, labels, 0)
+        size = (labels.shape[1], labels.shape[0])
+        factor = _factor(size)
+        counts = np.zeros((-(-size[1] // factor), -(-size[0] // factor)), np.int64)
+        _count(counts, self._tissue(labels), (0, 0), factor)
+        return _half(counts, size, factor), size, factor
+
+    def _tissue(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Tell which pixels are tissue, in one channel or several."""
+        if labels.ndim == 3:
+            # Alpha says nothing of tissue; in colour, any channel does.
+            channels = labels.shape[2] - (labels.shape[2] in (2, 4))
+            labels = labels[..., :channels].max(2)
         if self.config.values:
             return np.isin(labels, self.config.values)
-        least = _JPEG_ZERO if path.suffix.lower() in (".jpg", ".jpeg") else 1
-        return np.asarray(labels >= least)
+        return np.asarray(labels != 0)
 
 
-def _read_labels(path: Path) -> NDArray[Any]:
-    """Read a mask image as one channel: (h, w) of integers."""
-    try:
-        array = _read_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _read_image(path)
-    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
-        raise TissueError(f"{path}: the mask cannot be read: {error}") from error
-    if array.ndim == 3 and array.shape[2] in (1, 2, 3, 4):
-        # Alpha says nothing of tissue; in colour, any channel does.
-        array = array[..., : array.shape[2] - (array.shape[2] in (2, 4))].max(2)
-    if array.ndim != 2:
-        raise TissueError(f"{path}: a mask has one channel; this image is {array.shape}.")
-    return array
+_Reduced = tuple[NDArray[np.bool_], tuple[int, int], int]
+"""A mask, the (width, height) that it had in the file, and by what it was reduced."""
+
+
+def _factor(size: tuple[int, int]) -> int:
+    if min(size) < 1:
+        raise ValueError("it has no pixels")
+    return -(-max(size) // _LARGEST)
+
+
+def _count(
+    counts: NDArray[np.int64], tissue: NDArray[np.bool_], corner: tuple[int, int], factor: int
+) -> None:
+    """Add a part of a mask to a reduced count of its tissue pixels.
+
+    Args:
+        counts: (h, w) over the whole mask, added to in place.
+        tissue: (n, m) a part of it.
+        corner: (row, column) of that part's first pixel.
+        factor: Mask pixels per reduced pixel and axis.
+    """
+    total: NDArray[np.int64] = tissue.astype(np.int64) if factor == 1 else tissue.view(np.int8)
+    spans = []
+    for axis, first in enumerate(corner):
+        place = (first + np.arange(tissue.shape[axis])) // factor
+        starts = np.flatnonzero(np.diff(place, prepend=-1))
+        total = np.add.reduceat(total, starts, axis=axis, dtype=np.int64)
+        spans.append(slice(int(place[0]), int(place[-1]) + 1))
+    counts[spans[0], spans[1]] += total
+
+
+def _half(counts: NDArray[np.int64], size: tuple[int, int], factor: int) -> NDArray[np.bool_]:
+    """Call a reduced pixel tissue where at least half of what it covers is."""
+    width = np.minimum(size[0] - np.arange(counts.shape[1]) * factor, factor)
+    height = np.minimum(size[1] - np.arange(counts.shape[0]) * factor, factor)
+    return np.asarray(2 * counts >= height[:, None] * width)
 
 
 def _read_image(path: Path) -> NDArray[Any]:
@@ -143,24 +183,20 @@ def _read_image(path: Path) -> NDArray[Any]:
             return np.asarray(image)
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    """Read the coarsest level of a mask that is still detailed enough."""
+def _read_tiff(path: Path, is_tissue: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> _Reduced:
+    """Read the coarsest level that is still detailed enough, tile by tile."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        levels = tiff.series[0].levels
-        enough = [level for level in levels if max(level.shape) >= min(_LARGEST, 4096)]
-        return np.asarray((enough[-1] if enough else levels[0]).asarray())
-
-
-def _reduced(mask: TissueMask, factor: int) -> TissueMask:
-    """Reduce a mask by a whole factor: a pixel is tissue where at least half of it is."""
-    if factor <= 1:
-        return mask
-    array = mask.array
-    height, width = -(-array.shape[0] // factor), -(-array.shape[1] // factor)
-    padded = np.zeros((height * factor, width * factor), bool)
-    padded[: array.shape[0], : array.shape[1]] = array
-    share = padded.reshape(height, factor, width, factor).mean((1, 3), dtype=np.float32)
-    downsample = (mask.downsample[0] * factor, mask.downsample[1] * factor)
-    return TissueMask(array=share >= 0.5, downsample=downsample)
+        levels = [level.keyframe for level in tiff.series[0].levels]
+        enough = [p for p in levels if max(p.imagewidth, p.imagelength) >= _LARGEST // 2]
+        page = enough[-1] if enough else levels[0]
+        size = (page.imagewidth, page.imagelength)
+        factor = _factor(size)
+        counts = np.zeros((-(-size[1] // factor), -(-size[0] // factor)), np.int64)
+        for data, index, _ in page.segments():
+            if data is not None:
+                row, column = index[-3], index[-2]
+                part = data[0][: size[1] - row, : size[0] - column]
+                _count(counts, is_tissue(part), (row, column), factor)
+    return _half(counts, size, factor), size, factor

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from microtome_segmenters import morphology
 from microtome_segmenters.glass import Floats, Image, Mask
 
+GLASS = 0.94
+"""Transmittance above which a pixel is surely glass: where noise is measured."""
+
 _YELLOW = 0.3
 _CYAN = 0.4
 """Weights of hues that no stain of tissue has alone; dust, glue and old glass are yellowish."""
@@ -78,7 +81,7 @@ def weigh(stain: Stain) -> Floats:
     red, green, blue = stain.red, stain.green, stain.blue
     chroma = stain.chroma
     safe = chroma + 1e-4
-    yellow = np.clip(_YELLOW + (1 - _YELLOW) * (red - green) / (0.6 * safe), _YELLOW / 2, 1)
+    yellow = np.clip(_YELLOW + (1 - _YELLOW) * (red - green) / (0.9 * safe), _YELLOW / 2, 1)
     cyan = np.clip(_CYAN + (1 - _CYAN) * (blue - green) / (0.5 * safe), _CYAN / 2, 1)
     hue = np.where((blue < green) & (blue < red), yellow, np.float32(1))
     hue = np.where((red < green) & (red <= blue), cyan, hue)
@@ -100,7 +103,7 @@ def doubt_flat(evidence: Floats, image: Image, stain: Stain, calm: Mask) -> Floa
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     detail = cv2.absdiff(grey, cv2.GaussianBlur(grey, (0, 0), 2))
     texture = cv2.GaussianBlur(detail, (0, 0), 2.5)
-    glass = texture[calm & (stain.low > 0.85) & (stain.chroma < 0.04)][::7]
+    glass = texture[calm & (stain.low > GLASS) & (stain.chroma < 0.04)][::7]
     noise = max(float(np.median(glass)), _LEAST_NOISE) if glass.size > 20 else 0.004
     lively = np.clip(texture / noise - 1.2, 0, 1.2) / 1.2
     clear = np.clip((evidence - _FAINT) / (_CLEAR - _FAINT), 0, 1)
