@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from microtome import commands
+from microtome.config import help
 from microtome.config.schema import options_table
 from microtome.plugin.registry import Registered, get_registry
 from microtome.plugin.specs import SPECS, EncoderSpec
@@ -23,6 +25,11 @@ WALKTHROUGH = re.compile(r"<!-- walkthrough -->\n(.*)<!-- /walkthrough -->", re.
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in a page's generated parts: MkDocs calls this for every page."""
     return MARK.sub(lambda match: GENERATORS[match[1]](), markdown)
+
+
+def help_page() -> str:
+    """Give what ``microtome --help`` prints."""
+    return f"```text\n{help.page(get_registry(), commands.find_verbs()).strip()}\n```"
 
 
 def plugins() -> str:
@@ -102,6 +109,7 @@ def _card(spec: EncoderSpec) -> tuple[str, ...]:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "help": help_page,
     "options": options_table,
     "plugins": plugins,
     "cards": cards,

@@ -114,5 +114,11 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = "".join(page.read_text("utf-8") for page in tmp_path.rglob("*.html"))
     assert "generated: " not in text
-    for told in ("tiler.min_tissue", "nuclei_density", "segmenter=classic", "microtome_readers"):
+    for told in (
+        "tiler.min_tissue",
+        "Usage: microtome SLIDE",
+        "nuclei_density",
+        "segmenter=classic",
+        "microtome_readers",
+    ):
         assert told in text

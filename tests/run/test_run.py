@@ -15,7 +15,7 @@ from PIL import Image
 
 import microtome
 from microtome.errors import ConfigError, InputError
-from microtome.run import pixels
+from microtome.run import pipeline, pixels
 from microtome.run.progress import SilentReporter
 from microtome.store.status import read_status
 
@@ -187,12 +187,10 @@ def test_tissue_alone(go, slide, tmp_path):
     assert not (out / "visualization/one.png").exists()
 
 
-def test_tissue_is_computed_once_for_two_tilings(go, slide, tmp_path, plugins, monkeypatch):
-    from microtome.run.pipeline import SlideWork
-
+def test_tissue_is_computed_once_for_two_tilings(go, slide, tmp_path, monkeypatch):
     calls = []
-    segment = SlideWork._segment
-    monkeypatch.setattr(SlideWork, "_segment", lambda *a: calls.append(1) or segment(*a))
+    find = pipeline.find_tissue
+    monkeypatch.setattr(pipeline, "find_tissue", lambda *a: calls.append(1) or find(*a))
     for magnification in (10, 20):
         result = go(slide, tiling="auto", tiler={"grid": {"magnification": magnification}})
         assert states(result) == ["done"]
@@ -321,6 +319,24 @@ def test_another_slide_of_that_name_is_refused(go, slide, tmp_path):
     assert str(other / "one.svs") in message
     assert str(slide) in message
     assert "slide_id=relpath" in message
+
+
+def test_slides_of_one_name_are_refused_and_the_others_done(go, slide, tmp_path):
+    (tmp_path / "slides/sub").mkdir()
+    shutil.copy(slide, tmp_path / "slides/two.svs")
+    shutil.copy(slide, tmp_path / "slides/sub/two.svs")
+    result = go(tmp_path / "slides", recursive=True)
+    assert [(s.slide_id, s.state) for s in result.statuses] == [
+        ("two", "failed"),
+        ("two", "failed"),
+        ("one", "done"),
+    ]
+    assert result.exit_code == 3
+    assert str(tmp_path / "slides/sub/two.svs") in result.statuses[0].error["message"]
+    assert not (tmp_path / "out/patches/two.h5").exists()
+    apart = go(tmp_path / "slides", recursive=True, slide_id="relpath", output=tmp_path / "apart")
+    assert states(apart) == ["done"] * 3
+    assert (tmp_path / "apart/patches/sub/two.svs.h5").exists()
 
 
 def test_float16_features(go, slide, tmp_path):

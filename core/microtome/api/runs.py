@@ -39,8 +39,13 @@ def run_slides(
 
     ::
 
-        microtome.run_slides("slides/", "out", encoder={"resnet18": {"weights": "random"}},
-                      tiler={"grid": {"magnification": 20}}, writer=["hdf5", "png"])
+        microtome.run_slides(
+        "slides/",
+        "out",
+        encoder={"resnet18": {"weights": "random"}},
+        tiler={"grid": {"magnification": 20}},
+        writer=["hdf5", "png"],
+    )
 
     Args:
         slides: Files, folders, glob patterns or CSV manifests.

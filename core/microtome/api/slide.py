@@ -15,10 +15,10 @@ from microtome.run.budget import cpu_budget
 from microtome.run.pixels import Tiles, encode, iterate_tiles
 from microtome.run.plan import make_encoder
 from microtome.run.settings import EncoderChoice, TissueSettings
+from microtome.run.tissue import find_tissue
 from microtome.slide import opening
 from microtome.slide.batch import TileBatch
 from microtome.slide.imaging import render_view
-from microtome.slide.tissue import clean_mask
 from microtome.slide.types import Resolution, SlideInfo, SlideRef, TileGrid, TissueMask
 
 if TYPE_CHECKING:
@@ -85,16 +85,12 @@ class Slide:
         Raises:
             TissueError: If nothing honest can be said of the slide.
         """
-        registry, opened = get_registry(), self._opened
+        registry = get_registry()
         spec = registry.find("segmenter", segmenter).spec
         if not isinstance(spec, SegmenterSpec):
             raise TypeError(f"{segmenter!r} is no segmenter")
-        view = render_view(
-            opened.ref, opened.reader, opened.info, mpp=spec.input_mpp, max_px=spec.max_px
-        )
         plugin = registry.create("segmenter", segmenter, configure(spec, **options))
-        mask: TissueMask = plugin.segment([view])[0]
-        return clean_mask(mask, TissueSettings(), self.resolution.mpp)
+        return find_tissue(self._opened, plugin, spec, TissueSettings())
 
     def tiles(
         self, mask: TissueMask | None = None, *, tiler: str = "grid", **options: Any

@@ -95,6 +95,8 @@ class SegmenterSpec(PluginSpec):
         input_mpp: The resolution of the image it wants, in µm per pixel.
         max_px: The longest side of that image in pixels; the image is coarser than
             ``input_mpp`` when the slide is larger. 0 for a segmenter that looks at no image.
+        min_px: The image is finer than ``input_mpp`` when its longest side would be shorter than
+            this: a region cut out of a slide has few pixels at a slide's resolution.
         batch: How many slides one call may hold.
     """
 
@@ -102,6 +104,7 @@ class SegmenterSpec(PluginSpec):
 
     input_mpp: float = 8.0
     max_px: int = 4096
+    min_px: int = 0
     batch: int = 1
 
 

@@ -21,7 +21,20 @@ PASSPORT = "{stem}__x{X}_y{Y}_rw{RW}_rh{RH}_lv{LV}_mag{MAG}_tmag{TMAG}_total{TOT
 RESAMPLE_VERSION = 1
 """Raised when the pixels that a recipe gives change."""
 
-LIBRARIES = ("numpy", "pillow", "openslide-python", "openslide-bin", "tifffile", "cucim", "torch")
+LIBRARIES = (
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "openslide-python",
+    "openslide-bin",
+    "tifffile",
+    "imagecodecs",
+    "cucim-cu12",
+    "cucim-cu13",
+    "torch",
+    "torchvision",
+    "timm",
+)
 
 
 def slide_attributes(

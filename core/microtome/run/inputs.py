@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -25,6 +25,14 @@ MANIFEST_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A slide that a run does not begin, and why."""
+
+    slide: SlideRef
+    reason: str
+
+
+@dataclass(frozen=True)
 class SlideList:
     """The slides of a run.
 
@@ -32,10 +40,12 @@ class SlideList:
         slides: In the order of the command line; a folder's sorted by path.
         notes: What was left aside and why, a sentence each: other files of a folder, rows
             without a usable mpp.
+        refused: Slides that share their id with another one.
     """
 
     slides: tuple[SlideRef, ...]
     notes: tuple[str, ...]
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,16 +62,15 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
 
     Every word is first taken literally: a file, a folder, or a ``.csv`` manifest. Only a word
     that does not exist may be a pattern (``*``, ``?``, ``[…]``, ``**``). One slide named twice
-    counts once; what a manifest says of it holds. An mpp in a table is for one slide and wins
-    over ``mpp=``, which is for all.
+    counts once, but a link of another name is another slide; what a manifest says of a slide
+    holds. An mpp in a table is for one slide and wins over ``mpp=``, which is for all.
 
     Args:
         config: The run.
         registry: Knows the formats that readers open.
 
     Raises:
-        InputError: If something named does not exist, nothing is found, a table is faulty, or
-            two slides have one id.
+        InputError: If something named does not exist, nothing is found, or a table is faulty.
     """
     finder = _Finder(config, registry)
     found = _merge(slide for word in config.slides for slide in finder.find(word))
@@ -69,9 +78,9 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
         raise InputError(_nothing(config, finder.notes))
     notes = list(finder.notes)
     mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
-    slides = tuple(_slide(f, config, mpps.get(f.files.primary)) for f in found)
-    _refuse_equal_ids(slides, found)
-    return SlideList(slides, tuple(notes))
+    slides = [_slide(f, config, mpps.get(f.files.primary)) for f in found]
+    apart, refused = _tell_apart(slides, found)
+    return SlideList(apart, tuple(notes), refused)
 
 
 class _Finder:
@@ -212,9 +221,10 @@ class _Finder:
 
 def _merge(found: Iterable[_Found]) -> list[_Found]:
     """Keep each slide once; what a manifest says of it wins over finding it in a folder."""
-    slides: dict[str, _Found] = {}
+    slides: dict[tuple[str, str], _Found] = {}
     for one in found:
-        key = os.path.realpath(one.files.primary)
+        path = one.files.primary
+        key = (os.path.realpath(path), path.name)
         first = slides.setdefault(key, one)
         if first.entry is None and one.entry is not None:
             slides[key] = one
@@ -294,18 +304,26 @@ def _is_text(name: str) -> bool:
     return "\0" not in name
 
 
-def _refuse_equal_ids(slides: Iterable[SlideRef], found: Iterable[_Found]) -> None:
-    first: dict[str, tuple[SlideRef, _Found]] = {}
+def _tell_apart(
+    slides: Sequence[SlideRef], found: Sequence[_Found]
+) -> tuple[tuple[SlideRef, ...], tuple[Refused, ...]]:
+    """Take out the slides whose id another one has: their outputs would be each other's."""
+    sharing: dict[str, list[tuple[SlideRef, _Found]]] = {}
     for slide, source in zip(slides, found, strict=True):
-        other, other_source = first.setdefault(slide.slide_id, (slide, source))
-        if other is slide:
+        sharing.setdefault(slide.slide_id, []).append((slide, source))
+    refused = []
+    for slide_id, group in sharing.items():
+        if len(group) == 1:
             continue
-        ids = {_slide_id(one, "relpath") for one in (source, other_source)}
-        way_out = "slide_id=relpath, or " if len(ids) == 2 else ""
-        raise InputError(
-            f"Two slides have the id {slide.slide_id!r}: {other.path} and {slide.path}. "
+        relative = {_slide_id(source, "relpath") for _, source in group}
+        way_out = "slide_id=relpath, or " if len(relative) == len(group) else ""
+        paths = " and ".join(str(slide.path) for slide, _ in group)
+        reason = (
+            f"{len(group)} slides have the id {slide_id!r}: {paths}. "
             f"Use {way_out}a manifest with a slide_id column."
         )
+        refused += [Refused(slide, reason) for slide, _ in group]
+    return tuple(group[0][0] for group in sharing.values() if len(group) == 1), tuple(refused)
 
 
 def _missing(word: str) -> str:

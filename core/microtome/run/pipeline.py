@@ -30,10 +30,11 @@ from microtome.run.identities import (
 from microtome.run.pixels import PixelPass
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
 from microtome.run.progress import Reporter
+from microtome.run.tissue import find_tissue
 from microtome.slide.imaging import render_view
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.overlay import draw_overlay
-from microtome.slide.tissue import clean_mask, mask_regions, regions_geojson
+from microtome.slide.tissue import mask_regions, regions_geojson
 from microtome.slide.types import SlideRef, TileGrid, TissueMask
 from microtome.store.attributes import write_folder_record
 from microtome.store.identity import Identity, fingerprint
@@ -199,19 +200,13 @@ class SlideWork:
         self.outputs |= {"tissue": path, "regions": regions}
         if path.exists() and regions.exists() and not self.plan.config.force:
             return identity, load_mask(path).mask
-        mask = self._segment(slide)
+        mask = find_tissue(
+            slide, self.plan.segmenter, self.plan.segmenter_spec, self.plan.config.tissue
+        )
         write_json(regions, regions_geojson(mask_regions(mask)))
         save_mask(path, mask, identity=identity, extra={"slide_id": slide_id})
         self.wrote = True
         return identity, mask
-
-    def _segment(self, slide: OpenedSlide) -> TissueMask:
-        spec = self.plan.segmenter_spec
-        view = render_view(
-            slide.ref, slide.reader, slide.info, mpp=spec.input_mpp, max_px=spec.max_px
-        )
-        mask = self.plan.segmenter.segment([view])[0]
-        return clean_mask(mask, self.plan.config.tissue, slide.info.resolution.mpp)
 
     def _produce(
         self, slide: OpenedSlide, grid: TileGrid, identity: Identity, holdings: Holdings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from microtome.errors import ConfigError, EncoderError
@@ -18,11 +18,15 @@ from microtome.plugin.specs import (
 )
 from microtome.run.devices import resolve_device, resolve_precision
 from microtome.run.settings import OVERLAYS, TASKS, Choice, EncoderChoice, RunConfig
+from microtome.run.target import (
+    describe_target,
+    has_target,
+    name_tiling,
+    settle_target,
+    target_fields,
+)
 from microtome.store.identity import describe
 from microtome.store.layout import OutputLayout
-
-DEFAULT_SIZE = 256
-DEFAULT_MAGNIFICATION = 20.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -163,7 +167,7 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
     segmenter_spec, segmenter_config = _configured(registry, "segmenter", config.segmenter)
     if not isinstance(segmenter_spec, SegmenterSpec):
         raise ConfigError(f"{config.segmenter.plugin!r} is no segmenter.")
-    tiler_fields = describe(tiler_spec, tiler_config) | _target_fields(tiler_config)
+    tiler_fields = describe(tiler_spec, tiler_config) | target_fields(tiler_config)
     return RunPlan(
         config=config,
         registry=registry,
@@ -175,18 +179,9 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         encoders=encoders,
         stores=stores,
         images=images,
-        layout=OutputLayout(config.output, _tiling_name(config, tiler_config)),
+        layout=OutputLayout(config.output, _tiling(config, tiler_config)),
         notes=tuple(notes),
     )
-
-
-def describe_target(fields: dict[str, Any]) -> str:
-    """Name a tiling's size and resolution: ``256 px at 20x``."""
-    if "size" not in fields:
-        return f"tiles by {fields['plugin']}"
-    if fields.get("mpp") is not None:
-        return f"{fields['size']} px at {fields['mpp']:g} µm/px"
-    return f"{fields['size']} px at {fields['magnification']:g}x"
 
 
 def _check(config: RunConfig) -> None:
@@ -273,73 +268,14 @@ def _plan_tiler(
     notes: list[str],
 ) -> tuple[TilerSpec, Any]:
     spec, options = _configured(registry, "tiler", config.tiler)
-    if not all(hasattr(options, name) for name in ("size", "magnification", "mpp")):
-        return spec, options
-    if options.magnification is not None and options.mpp is not None:
-        raise ConfigError(
-            f"tiler.magnification={options.magnification:g} and tiler.mpp={options.mpp:g} are two "
-            "targets: magnification is nominal, mpp is physical. Give one of them."
-        )
-    size, magnification, mpp = options.size, options.magnification, options.mpp
-    cards = [encoder.card for encoder in encoders if encoder.card.patch_size is not None]
-    if size is None:
-        size = _agreed([card.patch_size for card in cards]) or DEFAULT_SIZE
-    if magnification is None and mpp is None:
-        magnification = _agreed([card.magnification for card in cards])
-        mpp = _agreed([card.mpp for card in cards]) if magnification is None else None
-        if magnification is None and mpp is None:
-            magnification = DEFAULT_MAGNIFICATION
-    resolved = replace(options, size=size, magnification=magnification, mpp=mpp)
-    if options.size is None or (options.magnification is None and options.mpp is None):
-        whose = "as the encoders' cards say" if cards else "the default"
-        if cards and len({(c.patch_size, c.magnification, c.mpp) for c in cards}) > 1:
-            whose = "the default, since the encoders' cards differ"
-        notes.append(f"Tiles are {describe_target(_target_fields(resolved))}, {whose}.")
-    notes += [note for encoder in encoders if (note := _geometry_note(encoder, resolved))]
-    return spec, resolved
+    if has_target(options):
+        options, told = settle_target(options, {e.name: e.card for e in encoders})
+        notes += told
+    return spec, options
 
 
-def _agreed(values: Sequence[Any]) -> Any:
-    """Give the one value that all agree on, else None."""
-    return values[0] if len(set(values)) == 1 else None
-
-
-def _geometry_note(encoder: PlannedEncoder, options: Any) -> str:
-    """Say that a tiling is not what an encoder was trained for."""
-    card = encoder.card
-    differs = card.patch_size not in (None, options.size)
-    if options.mpp is not None and card.mpp is not None:
-        differs |= abs(options.mpp / card.mpp - 1) > 0.05
-    if options.magnification is not None and card.magnification is not None:
-        differs |= options.magnification != card.magnification
-    if not differs:
-        return ""
-    wanted = f"{card.patch_size} px"
-    if card.magnification is not None:
-        wanted += f" at {card.magnification:g}x"
-    return f"{encoder.name} was made for {wanted}, the run gives {describe_target(vars(options))}."
-
-
-def _target_fields(options: Any) -> dict[str, Any]:
-    """Give the fields that a tiling's identity always spells out, defaults or not."""
-    names = ("size", "step", "magnification", "mpp")
-    fields = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    if fields.get("step") is None and "size" in fields:
-        fields["step"] = fields["size"]
-    return fields
-
-
-def _tiling_name(config: RunConfig, options: Any) -> str:
-    """Name the tiling's folder: ``20x_256px_0px`` for ``auto``."""
-    if config.tiling != "auto":
-        return config.tiling
-    fields = _target_fields(options)
-    if "size" not in fields:
-        return config.tiler.plugin
-    target = (
-        f"{fields['mpp']:g}mpp" if fields["mpp"] is not None else f"{fields['magnification']:g}x"
-    )
-    return f"{target}_{fields['size']}px_{fields['size'] - fields['step']}px"
+def _tiling(config: RunConfig, options: Any) -> str:
+    return name_tiling(config.tiler.plugin, options) if config.tiling == "auto" else config.tiling
 
 
 def _plan_writers(

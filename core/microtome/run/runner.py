@@ -101,10 +101,9 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
         for note in result.notes:
             reporter.note(note)
         _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))
-        reporter.start(len(slides.slides))
+        reporter.start(len(slides.slides) + len(slides.refused))
         try:
-            for ref in slides.slides:
-                status = process_slide(plan, ref, reporter)
+            for status in _statuses(plan, slides, reporter):
                 result.statuses.append(status)
                 reporter.finished(status)
                 _notify(plan.registry, "slide_finished", reporter, status=status.record())
@@ -123,11 +122,28 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     return result
 
 
+def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[SlideStatus]:
+    """Do one slide after the other; those refused are told first and leave no record."""
+    for refused in slides.refused:
+        yield SlideStatus(
+            slide_id=refused.slide.slide_id,
+            path=str(refused.slide.path),
+            state="failed",
+            stage="inputs",
+            task=plan.config.task,
+            error={"type": "InputError", "message": refused.reason},
+            version=__version__,
+        )
+    for ref in slides.slides:
+        yield process_slide(plan, ref, reporter)
+
+
 def summarise(plan: RunPlan, result: RunResult) -> str:
     """Say in a few lines what was done, with what, and where it is."""
     config = plan.config
     counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
-    lines = [f"{len(result.statuses)} slides: {counts} in {duration(result.seconds)}"]
+    slides = "slide" if len(result.statuses) == 1 else "slides"
+    lines = [f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"]
     lines.append(f"made: {plan.first_line}")
     for writer in plan.writers:
         pattern = plan.layout.slide(writer.spec, "<slide>")

@@ -86,7 +86,13 @@ def resample_tiles(
 
 
 def render_view(
-    slide: SlideRef, reader: Reader, info: SlideInfo, *, mpp: float | None, max_px: int
+    slide: SlideRef,
+    reader: Reader,
+    info: SlideInfo,
+    *,
+    mpp: float | None,
+    max_px: int,
+    min_px: int = 0,
 ) -> SlideView:
     """Make a small picture of a whole slide.
 
@@ -100,7 +106,9 @@ def render_view(
         reader: The open slide.
         info: Of the open slide, resolution resolved.
         mpp: Wanted µm per pixel; None, or a slide without mpp, leaves it to ``max_px``.
-        max_px: Longest side in pixels, which wins over ``mpp``; 0 for no picture.
+        max_px: Longest side in pixels at most, which wins over ``mpp``; 0 for no picture.
+        min_px: Longest side in pixels at least, which wins over ``mpp``, as far as level 0 has
+            them.
 
     Returns:
         The view, never finer than level 0.
@@ -118,7 +126,7 @@ def render_view(
             downsample=(1.0, 1.0),
             mpp=info.resolution.mpp,
         )
-    width, height = _view_size(info, mpp, max_px)
+    width, height = _view_size(info, mpp, max_px, min_px)
     index = _view_level(info, width, height)
     level = info.levels[index]
     box = max(1, int(_COARSER * min(level.width / width, level.height / height)))
@@ -248,11 +256,14 @@ def _area(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 _RECIPES = {"pil-bilinear": _pil_bilinear, "area": _area}
 
 
-def _view_size(info: SlideInfo, mpp: float | None, max_px: int) -> tuple[int, int]:
+def _view_size(info: SlideInfo, mpp: float | None, max_px: int, min_px: int) -> tuple[int, int]:
     """Give a view's (width, height) in pixels."""
     slide_mpp = info.resolution.mpp
     wanted = mpp / slide_mpp if mpp is not None and slide_mpp is not None else 1.0
-    downsample = max(1.0, wanted, max(info.width, info.height) / max_px)
+    longest = max(info.width, info.height)
+    if min_px:
+        wanted = min(wanted, longest / min_px)
+    downsample = max(1.0, wanted, longest / max_px)
     return max(1, round(info.width / downsample)), max(1, round(info.height / downsample))
 
 

@@ -71,6 +71,9 @@ class FileConfig:
     )
 
 
+_MIN_PX = 1024
+"""A region of a millimetre has too few pixels at 8 µm to tell tissue from pen."""
+
 _REQUIRES = ("cv2",)
 _INSTALL = "pip install opencv-python-headless"
 
@@ -83,6 +86,7 @@ def microtome_segmenters() -> Iterator[SegmenterSpec]:
         target="microtome_segmenters.classic:ClassicSegmenter",
         summary="Stain against robustly estimated glass; knows borders, dust and pens (default)",
         config=ClassicConfig,
+        min_px=_MIN_PX,
         requires=_REQUIRES,
         install=_INSTALL,
     )
@@ -91,6 +95,7 @@ def microtome_segmenters() -> Iterator[SegmenterSpec]:
         target="microtome_segmenters.simple:OtsuSegmenter",
         summary="Otsu's threshold on HSV saturation",
         config=OtsuConfig,
+        min_px=_MIN_PX,
         requires=_REQUIRES,
         install=_INSTALL,
     )
@@ -99,6 +104,7 @@ def microtome_segmenters() -> Iterator[SegmenterSpec]:
         target="microtome_segmenters.simple:ThresholdSegmenter",
         summary="A fixed threshold on HSV saturation",
         config=ThresholdConfig,
+        min_px=_MIN_PX,
         requires=_REQUIRES,
         install=_INSTALL,
     )
@@ -107,6 +113,7 @@ def microtome_segmenters() -> Iterator[SegmenterSpec]:
         target="microtome_segmenters.simple:EntropySegmenter",
         summary="Local entropy: whatever has texture",
         config=EntropyConfig,
+        min_px=_MIN_PX,
         requires=_REQUIRES,
         install=_INSTALL,
     )

@@ -1,0 +1,118 @@
+"""What a run's tiles are to be: the user's word, else the encoders' cards, else 256 px at 20x."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from microtome.errors import ConfigError
+from microtome.plugin.specs import EncoderCard
+
+DEFAULT_SIZE = 256
+DEFAULT_MAGNIFICATION = 20.0
+
+_SAME_MPP = 0.05
+"""Relative difference up to which a tiling's mpp is the one that a card recommends."""
+
+
+def has_target(options: Any) -> bool:
+    """Say whether a tiler follows the run's target, as `TilerSpec` describes."""
+    return all(hasattr(options, name) for name in ("size", "magnification", "mpp"))
+
+
+def settle_target(options: Any, cards: Mapping[str, EncoderCard]) -> tuple[Any, list[str]]:
+    """Fill in what the user left open of a tiler's size and resolution.
+
+    Args:
+        options: The tiler's configuration; see `has_target`.
+        cards: The encoders' cards by name.
+
+    Returns:
+        The configuration with ``size`` and one of ``magnification`` and ``mpp``, and what the
+        user should be told: what was filled in, and which encoder was made for other tiles.
+
+    Raises:
+        ConfigError: If both targets are given.
+    """
+    if options.magnification is not None and options.mpp is not None:
+        raise ConfigError(
+            f"tiler.magnification={options.magnification:g} and tiler.mpp={options.mpp:g} are two "
+            "targets: magnification is nominal, mpp is physical. Give one of them."
+        )
+    advice = [card for card in cards.values() if card.patch_size is not None]
+    filled: dict[str, Any] = {}
+    whose = "what the encoders' cards say" if advice else "the default"
+    if options.size is None:
+        filled["size"] = _agreed([card.patch_size for card in advice])
+    if options.magnification is None and options.mpp is None:
+        nominal = _agreed([card.magnification for card in advice])
+        if nominal is None:
+            filled["mpp"] = _agreed([card.mpp for card in advice])
+        if filled.get("mpp") is None:
+            filled["magnification"] = nominal
+    if advice and None in filled.values():
+        whose = "the default, since the encoders' cards differ"
+    if filled.get("size", 0) is None:
+        filled["size"] = DEFAULT_SIZE
+    if filled.get("magnification", 0) is None:
+        filled["magnification"] = DEFAULT_MAGNIFICATION
+    settled = replace(options, **filled)
+    notes = [f"Tiles are {describe_target(vars(settled))}: {_filled_in(filled)} {whose}."]
+    misfits = [_misfit(name, card, settled) for name, card in cards.items()]
+    return settled, [*(notes if filled else []), *filter(None, misfits)]
+
+
+def target_fields(options: Any) -> dict[str, Any]:
+    """Give the fields that a tiling's identity always spells out, defaults or not."""
+    names = ("size", "step", "magnification", "mpp")
+    fields = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if fields.get("step") is None and "size" in fields:
+        fields["step"] = fields["size"]
+    return fields
+
+
+def describe_target(fields: Mapping[str, Any]) -> str:
+    """Name a tiling's size and resolution: ``256 px at 20x``."""
+    if "size" not in fields:
+        return f"tiles by {fields['plugin']}"
+    if fields.get("mpp") is not None:
+        return f"{fields['size']} px at {fields['mpp']:g} µm/px"
+    return f"{fields['size']} px at {fields['magnification']:g}x"
+
+
+def name_tiling(plugin: str, options: Any) -> str:
+    """Name a tiling's folder by its geometry: ``20x_256px_0px``, the last being the overlap."""
+    if not has_target(options):
+        return plugin
+    fields = target_fields(options)
+    physical = fields["mpp"] is not None
+    target = f"{fields['mpp']:g}mpp" if physical else f"{fields['magnification']:g}x"
+    return f"{target}_{fields['size']}px_{fields['size'] - fields['step']}px"
+
+
+def _agreed(values: Sequence[Any]) -> Any:
+    """Give the one value that all agree on, else None."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _filled_in(filled: Mapping[str, Any]) -> str:
+    resolution = len(filled) > ("size" in filled)
+    if resolution and "size" in filled:
+        return "size and resolution are"
+    return "the resolution is" if resolution else "the size is"
+
+
+def _misfit(name: str, card: EncoderCard, options: Any) -> str:
+    """Say that an encoder was made for other tiles; empty where it was not."""
+    differs = card.patch_size not in (None, options.size)
+    if options.mpp is not None and card.mpp is not None:
+        differs |= abs(options.mpp / card.mpp - 1) > _SAME_MPP
+    if options.magnification is not None and card.magnification is not None:
+        differs |= options.magnification != card.magnification
+    if not differs:
+        return ""
+    wanted = f"{card.patch_size} px"
+    if card.magnification is not None:
+        wanted += f" at {card.magnification:g}x"
+    return f"{name} was made for {wanted}, the run gives {describe_target(vars(options))}."

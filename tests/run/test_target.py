@@ -1,0 +1,102 @@
+"""The run's target: the user's, else the cards', else 256 px at 20x; and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from microtome.errors import ConfigError
+from microtome.plugin import EncoderCard
+from microtome.run.target import name_tiling, settle_target, target_fields
+from microtome.slide import GridConfig
+
+UNI = EncoderCard(dim=1, patch_size=256, magnification=20, mpp=0.5)
+CONCH = EncoderCard(dim=1, patch_size=512, magnification=20, mpp=0.5)
+CTRANSPATH = EncoderCard(dim=1, patch_size=256, magnification=10, mpp=1.0)
+PHYSICAL = EncoderCard(dim=1, patch_size=224, mpp=0.5)
+SILENT = EncoderCard(dim=1)
+
+
+def settle(cards, **options):
+    settled, notes = settle_target(GridConfig(**options), cards)
+    return (settled.size, settled.magnification, settled.mpp), notes
+
+
+def test_nothing_said_is_256_px_at_20x_and_told():
+    found, notes = settle({"plain": SILENT})
+    assert found == (256, 20, None)
+    assert notes == ["Tiles are 256 px at 20x: size and resolution are the default."]
+
+
+def test_one_card_decides():
+    assert settle({"conch": CONCH, "plain": SILENT}) == (
+        (512, 20, None),
+        ["Tiles are 512 px at 20x: size and resolution are what the encoders' cards say."],
+    )
+
+
+def test_a_card_without_magnification_decides_the_mpp():
+    assert settle({"model": PHYSICAL})[0] == (224, None, 0.5)
+
+
+def test_cards_that_differ_leave_the_default_and_each_misfit_is_told():
+    found, notes = settle({"conch": CONCH, "ctranspath": CTRANSPATH})
+    assert found == (256, 20, None)
+    assert "since the encoders' cards differ" in notes[0]
+    assert notes[1:] == [
+        "conch was made for 512 px at 20x, the run gives 256 px at 20x.",
+        "ctranspath was made for 256 px at 10x, the run gives 256 px at 20x.",
+    ]
+
+
+def test_cards_that_agree_on_the_resolution_only():
+    found, notes = settle({"uni": UNI, "conch": CONCH})
+    assert found == (256, 20, None)
+    assert notes[1:] == ["conch was made for 512 px at 20x, the run gives 256 px at 20x."]
+
+
+def test_what_the_user_says_holds_without_a_word_where_it_fits():
+    assert settle({"uni": UNI}, size=256, magnification=20) == ((256, 20, None), [])
+    assert settle({"uni": UNI}, size=256, mpp=0.51) == ((256, None, 0.51), [])
+
+
+def test_what_the_user_says_holds_with_a_word_where_it_does_not():
+    found, notes = settle({"uni": UNI}, size=256, mpp=0.6)
+    assert found == (256, None, 0.6)
+    assert notes == ["uni was made for 256 px at 20x, the run gives 256 px at 0.6 µm/px."]
+
+
+def test_only_the_size_is_filled_in():
+    assert settle({}, mpp=0.5) == (
+        (256, None, 0.5),
+        ["Tiles are 256 px at 0.5 µm/px: the size is the default."],
+    )
+
+
+def test_only_the_resolution_is_filled_in():
+    assert settle({}, size=128)[1] == ["Tiles are 128 px at 20x: the resolution is the default."]
+
+
+def test_two_targets_are_refused():
+    with pytest.raises(ConfigError, match="two targets"):
+        settle({}, magnification=20, mpp=0.5)
+
+
+def test_the_identity_spells_out_defaults():
+    assert target_fields(GridConfig(size=256, magnification=20)) == {
+        "size": 256,
+        "step": 256,
+        "magnification": 20,
+        "mpp": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"size": 256, "magnification": 20.0}, "20x_256px_0px"),
+        ({"size": 256, "step": 128, "magnification": 2.5}, "2.5x_256px_128px"),
+        ({"size": 224, "mpp": 0.5}, "0.5mpp_224px_0px"),
+    ],
+)
+def test_a_tiling_is_named_by_its_geometry(options, name):
+    assert name_tiling("grid", GridConfig(**options)) == name
