@@ -85,9 +85,9 @@ class LineReporter(SilentReporter):
         """Print the slide, its state and how fast it went."""
         self.done += 1
         left = (time.monotonic() - self.began) / self.done * (self.slides - self.done)
-        ahead = f", about {duration(left)} left" if self.done < self.slides else ""
+        ahead = f", {duration(left)} left" if self.done < self.slides else ""
         print(
-            f"[{self.done}/{self.slides}] {describe_slide(status)}{ahead}",
+            f"[{self.done}/{self.slides}{ahead}] {describe_slide(status)}",
             file=self.stream,
             flush=True,
         )
@@ -168,7 +168,7 @@ def make_reporter() -> Reporter:
 def describe_slide(status: SlideStatus) -> str:
     """Put a slide's status into one line."""
     if status.state == "failed":
-        return f"{status.slide_id}: failed at {status.stage}: {(status.error or {}).get('message')}"
+        return f"{status.slide_id}: failed at {status.stage}: {status.message}"
     seconds = sum(status.seconds.values())
     tiles = "" if status.tiles is None else f", {status.tiles} tiles"
     encoding = status.seconds.get("tiles", 0.0)

@@ -151,11 +151,12 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
     lines.append(f"tissue: {config.output / 'tissue'}")
     if config.visualize:
         lines.append(f"overlays: {plan.layout.visualization('<slide>', 'grid').parent}")
-    lines += [
-        f"failed: {status.slide_id} at {status.stage}: {(status.error or {}).get('message')}"
+    failed = [
+        f"failed: {status.slide_id} at {status.stage}: {status.message}"
         for status in result.statuses
         if status.state == "failed"
     ]
+    lines += dict.fromkeys(failed)
     return "\n".join(lines) + "\n"
 
 

@@ -70,6 +70,11 @@ class SlideStatus:
                 f"{self.state!r} is no state of a slide. Available: {', '.join(STATES)}."
             )
 
+    @property
+    def message(self) -> str:
+        """Why it failed, in a sentence; empty where it did not."""
+        return "" if self.error is None else self.error.get("message", "")
+
     def record(self) -> dict[str, Any]:
         """Give the record as plain values, as observers see it and as it is written."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
