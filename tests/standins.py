@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,14 +55,15 @@ class WideEncoder(MeanEncoder):
 
 
 class Interrupting(MeanEncoder):
-    """Is interrupted by Ctrl-C at a given batch over the whole process."""
+    """Is sent a signal at a given batch over the whole process."""
 
     left = 0
+    signal = signal.SIGINT
 
     def encode(self, batch):
-        """Count down, then raise KeyboardInterrupt."""
+        """Count down, then send the signal."""
         if Interrupting.left == 0:
-            raise KeyboardInterrupt
+            signal.raise_signal(Interrupting.signal)
         Interrupting.left -= 1
         return super().encode(batch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 
 import h5py
 import numpy as np
@@ -290,7 +291,9 @@ def test_a_slide_that_truncates_half_way_fails_alone(go, slide, tmp_path):
     assert not leftovers(tmp_path / "out")
 
 
-def test_an_interrupted_run_keeps_what_is_done_and_goes_on(go, slide, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_keeps_what_is_done_and_goes_on(go, slide, tmp_path, sent, code):
+    standins.Interrupting.signal = sent
     shutil.copy(slide, tmp_path / "slides/two.svs")
     tiles = go(slide, output=tmp_path / "probe").statuses[0].tiles
     standins.Interrupting.left = -(-tiles // 32) + 1 if tiles > 32 else 1
@@ -301,7 +304,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(go, slide, tmp_path):
     assert not (out / "patches/two.h5").exists()
     assert not leftovers(out)
     (record,) = out.glob("runs/*/run.json")
-    assert json.loads(record.read_text())["exit_code"] == 130
+    assert json.loads(record.read_text())["exit_code"] == code
     standins.Interrupting.left = -1
     assert states(go(tmp_path / "slides", encoder="interrupting")) == ["reused", "done"]
 
