@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microtome.plugin import EncoderCard, EncoderSpec, SegmenterSpec, hookimpl, option
+from microtome.plugin import EncoderCard, EncoderSpec, SegmenterSpec, hookimpl, option, runtime
 from microtome.plugin.protocols import EncoderOutput
 from microtome.slide.types import TissueMask
 
@@ -17,6 +17,13 @@ class MeanConfig:
     """Options of `MeanEncoder`."""
 
     scale: float = option(1.0, help="Multiplies every value.")
+
+
+@dataclass
+class SeededConfig(MeanConfig):
+    """Options of `Seeded`."""
+
+    seed: int = runtime(1, help="In the identity through the weights.")
 
 
 class MeanEncoder:
@@ -68,6 +75,29 @@ class Interrupting(MeanEncoder):
         return super().encode(batch)
 
 
+class Seeded(MeanEncoder):
+    """Has weights that a seed decides."""
+
+    def weights(self):
+        """Say which."""
+        return {"weights": "random", "seed": str(self.config.seed)}
+
+
+class Unloadable(MeanEncoder):
+    """Fails to load in its own way."""
+
+    def load(self, device, precision):
+        """Raise what is no error of microtome's."""
+        raise KeyError("state_dict")
+
+
+class Unmakable(MeanEncoder):
+    """Cannot be made."""
+
+    def __init__(self, config):
+        raise RuntimeError("no licence")
+
+
 class NothingSegmenter:
     """Finds no tissue."""
 
@@ -94,12 +124,15 @@ class Plugins:
             "nan": "NanEncoder",
             "wide": "WideEncoder",
             "interrupting": "Interrupting",
+            "seeded": "Seeded",
+            "unloadable": "Unloadable",
+            "unmakable": "Unmakable",
         }.items():
             yield EncoderSpec(
                 name=name,
                 target=f"standins:{target}",
                 summary="A stand-in",
-                config=MeanConfig,
+                config=SeededConfig if name == "seeded" else MeanConfig,
                 card=MeanEncoder.card,
             )
 

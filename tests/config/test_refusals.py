@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
 import pytest
 
 from microtome.__main__ import main
+from microtome.errors import ConfigError
+from microtome.run.settings import EncoderChoice, FilterSettings, RunConfig, TissueSettings
 
 # The command line behind `microtome`, and what its one sentence must say.
 WRONG = {
@@ -26,10 +29,16 @@ WRONG = {
     "a.svs output=out tiler.size=big": "tiler.size=big does not fit: it takes whole number",
     "a.svs output=out tiler.edge=padd": "it takes drop | pad",
     "a.svs output=out precision=fp8": "it takes auto | fp32 | fp16 | bf16",
-    "a.svs output=out device=gpu": "device=gpu is not auto, cpu, cuda",
+    "a.svs output=out device=gpu": "device=gpu is not auto, cpu, mps, cuda",
+    "a.svs output=out encoder=acme encoder.acme.device=cuda:x": "encoder.acme.device=cuda:x is not",
     "a.svs output=out visualize=gird": "Did you mean 'grid'?",
-    "a.svs output=out batch_size=0": "batch_size=0 is not above 0",
-    "a.svs output=out mpp=-1": "mpp=-1 is not above 0",
+    "a.svs output=out batch_size=0": "microtome: batch_size=0 must be at least 1",
+    "a.svs output=out threads=0": "threads=0 must be at least 1",
+    "a.svs output=out encoder.handcrafted.batch_size=-2": "handcrafted.batch_size=-2 must be",
+    "a.svs output=out mpp=-1": "mpp=-1 is no size",
+    "a.svs output=out mpp=nan": "mpp=nan is no size",
+    "a.svs output=out tissue.min_region_fraction=2": "tissue.min_region_fraction=2 must be from 0",
+    "a.svs output=out filter.white_value_from=-1": "filter.white_value_from=-1 must be from 0",
     "a.svs output=out tiler.name=a/b": "tiler.name=a/b is a folder's name",
     "a.svs output=out tiler.origin=[64,0": "'tiler.origin=[64,0' is not a value that can be read",
     "a.svs output=out tiler.size='${nope}'": "Interpolation key 'nope' not found",
@@ -72,6 +81,36 @@ def test_one_sentence_and_nothing_on_disk(line, runs, capsys):
     assert WRONG[line] in told.err
     assert sorted(p.name for p in Path().iterdir()) == ["a.svs", "afile"]
     assert runs == []
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ("batch_size=0", lambda: RunConfig(slides=(), output=Path(), batch_size=0)),
+        ("threads=-1", lambda: RunConfig(slides=(), output=Path(), threads=-1)),
+        ("mpp=inf", lambda: RunConfig(slides=(), output=Path(), mpp=math.inf)),
+        ("tissue.min_hole_um2=-3", lambda: TissueSettings(min_hole_um2=-3)),
+        ("filter.black_drop_from=1.5", lambda: FilterSettings(black_drop_from=1.5)),
+        ("device=tpu", lambda: EncoderChoice(plugin="handcrafted", device="tpu")),
+        (
+            "encoder=acme encoder.acme.batch_size=0",
+            lambda: EncoderChoice(plugin="acme", batch_size=0),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_both_faces_refuse_in_the_same_words(words, made, runs, capsys):
+    with pytest.raises(ConfigError) as refused:
+        made()
+    assert main(["a.svs", "output=out", *words.split()]) == 2
+    assert capsys.readouterr().err == f"microtome: {refused.value}\n"
+    assert runs == []
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:3"])
+def test_devices(device, runs):
+    assert main(["a.svs", "output=out", f"device={device}"]) == 0
+    assert runs[0].encoders[0].device == device
 
 
 def test_unknown_plugin_in_a_sweep_stops_it_before_its_first_job(runs, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from safetensors.torch import save_file  # noqa: E402
 from microtome.errors import ConfigError, EncoderError  # noqa: E402
 from microtome.plugin.specs import EncoderCard, Transform  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
-from microtome_encoders.options import HubConfig, ModelConfig, WeightsConfig  # noqa: E402
-from microtome_encoders.patch import weights as weights_module  # noqa: E402
+from microtome_encoders.options import ModelConfig, WeightsConfig  # noqa: E402
 from microtome_encoders.patch.timm import TimmEncoder  # noqa: E402
 from microtome_encoders.patch.torchvision import TorchvisionEncoder  # noqa: E402
 from microtome_encoders.recipe import Recipe  # noqa: E402
@@ -341,113 +339,17 @@ def test_timm_models_by_name(model, dim, transform):
 
 def test_timms_default_tag_is_spelt_out():
     named = make(TimmEncoder, "resnet18")
-    assert named.weights() == make(TimmEncoder, "resnet18.a1_in1k").weights()
+    assert named.recipe == make(TimmEncoder, "resnet18.a1_in1k").recipe
 
 
-@pytest.mark.parametrize("model", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
-def test_hub_weights_of_timm_load_strictly(monkeypatch, batch, model):
-    """As from the hub, whose answer is a state dictionary with the classifier."""
-    name = f"{model}.{timm.get_pretrained_cfg(model).tag}"
-    torch.manual_seed(0)
-    whole = timm.create_model(name).eval()
-    state = whole.state_dict()
-    answer = lambda *_, **__: dict(state)  # noqa: E731
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
-    encoder = make(TimmEncoder, name)
-    embedding = embed(encoder, batch)
-    images = batch.tensor(encoder.card.transform, "cpu", torch.float32)
-    with torch.inference_mode():
-        expected = whole.forward_head(whole.forward_features(images), pre_logits=True)
-    np.testing.assert_allclose(embedding, expected, atol=1e-4)
-    gone = next(key for key in state if key.endswith("weight"))
-    del state[gone]
-    with pytest.raises(EncoderError, match="cannot load"):
-        make(TimmEncoder, name).load("cpu", "fp32")
-
-
-def tiny_recipe():
-    card = EncoderCard(dim=64, hub_id="acme/tiny", revision="abc", transform=Transform())
-    return Recipe(architecture="test_vit", card=card, arguments={"dynamic_img_size": True})
-
-
-def test_catalogue_rows_load_their_hub_entry_strictly(monkeypatch, batch, tmp_path):
-    source = TimmEncoder(HubConfig(weights="random", seed=3), recipe=tiny_recipe())
-    expected = embed(source, batch)
-    path = tmp_path / "model.safetensors"
-    save_file({k: v.contiguous() for k, v in state_of(source).items()}, path)
-    asked = []
-
-    def answer(hub_id, name, revision):
-        asked.append((hub_id, name, revision))
-        return str(path)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", answer)
-    encoder = TimmEncoder(HubConfig(), recipe=tiny_recipe())
-    assert np.array_equal(embed(encoder, batch), expected)
-    TimmEncoder(HubConfig(revision="def"), recipe=tiny_recipe()).load("cpu", "fp32")
-    assert asked == [("acme/tiny", "model.safetensors", r) for r in ("abc", "def")]
-
-
-def test_older_hub_entries_are_pickles(monkeypatch, tmp_path):
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def answer(hub_id, name, revision):
-        if name.endswith("safetensors"):
-            raise EntryNotFoundError("no such file")
-        return str(tmp_path / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", answer)
-    assert weights_module.download("acme/tiny", None) == tmp_path / "pytorch_model.bin"
-
-
-def hub_error(name):
-    from huggingface_hub import errors
-
-    kind = getattr(errors, name)
-    if not issubclass(kind, errors.HfHubHTTPError):
-        return kind("it is not there")
-    return kind("it is not there", response=SimpleNamespace(headers={}, request=None))
-
-
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [
-        ("GatedRepoError", "HF_TOKEN"),
-        ("RepositoryNotFoundError", "check the name"),
-        ("RevisionNotFoundError", "revision"),
-        ("LocalEntryNotFoundError", "network"),
-        ("OfflineModeIsEnabled", "network"),
-        ("EntryNotFoundError", "pytorch_model.bin"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_sentence(monkeypatch, name, named):
-    def answer(*_, **__):
-        raise hub_error(name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", answer)
-    encoder = TimmEncoder(HubConfig(), recipe=tiny_recipe())
-    with pytest.raises(EncoderError, match=re.escape(named)) as info:
-        encoder.load("cpu", "fp32")
-    assert "acme/tiny" in one_sentence(info)
-
-
-def test_timm_by_name_without_network(monkeypatch):
-    def answer(*_, **__):
-        raise hub_error("LocalEntryNotFoundError")
-
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", answer)
-    with pytest.raises(EncoderError, match="network") as info:
-        make(TimmEncoder, SMALL_TIMM).load("cpu", "fp32")
-    assert SMALL_TIMM in one_sentence(info)
-
-
-def test_torchvision_without_network(monkeypatch):
+def test_torchvision_without_network(monkeypatch, tmp_path):
     from urllib.error import URLError
 
     def answer(*_, **__):
         raise URLError("no route")
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", answer)
+    monkeypatch.setattr("torch.hub.download_url_to_file", answer)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(EncoderError, match="network") as info:
         make(*LOADERS[1]).load("cpu", "fp32")
     one_sentence(info)

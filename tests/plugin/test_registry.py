@@ -247,3 +247,11 @@ def test_specs_are_frozen_and_take_keywords_only():
         EncoderSpec("acme", "a:B", "summary")
     with pytest.raises(AttributeError):
         EncoderCard(dim=3).dim = 4
+
+
+def test_a_restriction_to_what_is_not_there_is_told(monkeypatch):
+    monkeypatch.setenv("MICROTOME_PLUGINS", "nope")
+    get_registry.cache_clear()
+    broken = {row.name: row.reason for row in get_registry().broken}
+    get_registry.cache_clear()
+    assert broken == {"nope": "MICROTOME_PLUGINS names it, and it has none"}

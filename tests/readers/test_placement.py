@@ -15,7 +15,8 @@ PIXELS = tiffs.colours(40, 50)
 LEVEL = Level(width=50, height=40, downsample=2.0)
 
 
-def region(x, y, w, h):
+def region(box):
+    x, y, w, h = box
     assert x >= 0
     assert y >= 0
     assert x + w <= 50
@@ -38,7 +39,7 @@ def test_nothing_is_lost_in_placing(x, downsample):
 
 def test_whole_positions_read_what_is_there():
     assert np.array_equal(
-        read_placed(region, place((20, 10, 9, 8), 2.0), LEVEL), region(10, 5, 9, 8)
+        read_placed(region, place((20, 10, 9, 8), 2.0), LEVEL), region((10, 5, 9, 8))
     )
 
 
@@ -61,4 +62,4 @@ def test_what_is_transparent_lends_no_colour():
     pixels = np.zeros((1, 2, 4), np.uint8)
     pixels[0, 0] = (200, 100, 50, 255)
     # Half-way to a transparent black pixel: the same colour, half as opaque.
-    assert interpolate(pixels, 0.5, 0)[0, 0].tolist() == [200, 100, 50, 128]
+    assert interpolate(pixels, right=0.5, down=0)[0, 0].tolist() == [200, 100, 50, 128]

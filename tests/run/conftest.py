@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import standins
@@ -26,7 +27,7 @@ def slide(tmp_path, synthetic):
     """Give a copy of the synthetic slide in a folder of its own."""
     folder = tmp_path / "slides"
     folder.mkdir()
-    return shutil.copy(synthetic.path, folder / "one.svs")
+    return Path(shutil.copy(synthetic.path, folder / "one.svs"))
 
 
 @pytest.fixture

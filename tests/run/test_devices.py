@@ -7,7 +7,7 @@ import torch
 
 from microtome.errors import ConfigError
 from microtome.plugin import EncoderCard, EncoderSpec
-from microtome.run.devices import resolve_device, resolve_precision
+from microtome.run.devices import describe_fallback, resolve_device, resolve_precision
 from microtome.run.settings import EncoderChoice
 
 PLAIN = EncoderSpec(name="plain", target="x:Y", summary="numpy")
@@ -63,21 +63,36 @@ def test_no_silent_fall_back_from_cuda(no_gpu):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "0", ""])
 def test_no_device_at_all(device):
-    with pytest.raises(ConfigError, match="is no device"):
-        resolve_device(TORCH, choose(device=device))
+    with pytest.raises(ConfigError, match="is not auto, cpu"):
+        choose(device=device)
 
 
 def test_auto_precision_is_the_cards_on_a_gpu():
     card = EncoderCard(dim=1, precision="bf16")
-    assert resolve_precision(card, choose(), "cuda") == "bf16"
-    assert resolve_precision(card, choose(), "cpu") == "fp32"
+    assert resolve_precision(TORCH, card, choose(), "cuda") == "bf16"
+    assert resolve_precision(TORCH, card, choose(), "cpu") == "fp32"
 
 
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(ConfigError, match="fp32 or bf16"):
-        resolve_precision(EncoderCard(dim=1), choose(precision="fp16"), "cpu")
+        resolve_precision(TORCH, EncoderCard(dim=1), choose(precision="fp16"), "cpu")
 
 
 def test_unknown_precision():
-    with pytest.raises(ConfigError, match="float16 is no precision"):
-        resolve_precision(EncoderCard(dim=1), choose(precision="float16"), "cuda")
+    with pytest.raises(ConfigError, match="precision=float16 is not one of auto, fp32"):
+        choose(precision="float16")
+
+
+def test_an_encoder_without_torch_says_what_it_really_does(gpus):
+    choice = choose(device="cuda", precision="bf16")
+    assert resolve_device(PLAIN, choice) == "cpu"
+    assert resolve_precision(PLAIN, EncoderCard(dim=1, precision="bf16"), choice, "cpu") == "fp32"
+    assert describe_fallback(PLAIN, choice, "cpu") == (
+        "net runs on the CPU in fp32: it does not require torch."
+    )
+
+
+def test_a_fall_back_to_the_cpu_is_told_and_a_choice_of_it_is_not(no_gpu):
+    assert "torch sees no GPU" in describe_fallback(TORCH, choose(), "cpu")
+    assert describe_fallback(TORCH, choose(device="cpu"), "cpu") == ""
+    assert describe_fallback(PLAIN, choose(), "cpu") == ""

@@ -207,7 +207,18 @@ def test_relpath_tells_two_formats_in_one_folder_apart(find, tmp_path):
 
 def test_relpath_is_offered_only_where_it_helps(find, tmp_path):
     touch(tmp_path / "d" / "x.svs", tmp_path / "e" / "x.svs")
-    assert "Use a manifest" in find("d", "e").refused[0].reason
+    assert find("d", "e").refused[0].reason.endswith("Give each its own slide_id in a manifest.")
+
+
+def test_equal_ids_of_a_manifest_are_told_to_differ(find, tmp_path):
+    touch(tmp_path / "a.svs", tmp_path / "b.svs")
+    touch(tmp_path / "m.csv", data=b"slide,slide_id\na.svs,x\nb.svs,x\n")
+    first, second = find("m.csv").refused
+    assert first.reason == (
+        f"{tmp_path / 'a.svs'} has the id 'x', and so has {tmp_path / 'b.svs'}. "
+        "Give each its own slide_id in a manifest."
+    )
+    assert second.reason.startswith(str(tmp_path / "b.svs"))
 
 
 def test_relpath_of_a_file_elsewhere_never_escapes(find, tmp_path, monkeypatch):
@@ -250,6 +261,24 @@ def test_what_a_manifest_says_wins_over_finding_the_file_in_a_folder(find, tmp_p
     assert slide.mpp == 0.5
 
 
+@pytest.mark.parametrize(("row", "missing"), [(b"z.svs,", "z.svs"), (b"b.svs,m.png", "m.png")])
+def test_a_missing_file_of_a_manifest_is_refused_alone(find, tmp_path, row, missing):
+    touch(tmp_path / "a.svs", tmp_path / "b.svs")
+    touch(tmp_path / "m.csv", data=b"slide,mask_path\na.svs,\n" + row + b"\n")
+    found = find("m.csv")
+    assert ids(found) == ["a"]
+    (refused,) = found.refused
+    assert "m.csv line 3: there is no file" in refused.reason
+    assert str(tmp_path / missing) in refused.reason
+
+
+def test_an_id_too_long_for_a_file_name_is_refused_alone(find, tmp_path):
+    touch(tmp_path / f"{'x' * 240}.svs", tmp_path / "a.svs")
+    found = find(".")
+    assert ids(found) == ["a"]
+    assert "180 bytes" in found.refused[0].reason
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -258,11 +287,9 @@ def test_what_a_manifest_says_wins_over_finding_the_file_in_a_folder(find, tmp_p
         (b"name,mpp\na.svs,1\n", "line 1: no column 'slide'.*its columns are name, mpp"),
         (b"slide,slide\na.svs,b\n", "line 1: the column 'slide' is there twice"),
         (b"slide\na.svs\n\n./a.svs\n", r"line 4: .*a\.svs is already in .*line 2"),
-        (b"slide\nz.svs\n", "line 2: there is no file 'z.svs'"),
         (b"slide,mpp\na.svs,abc\n", "line 2: mpp 'abc' is not a positive number"),
         (b"slide,mpp\na.svs,-1\n", "line 2: mpp '-1'"),
         (b"slide,mpp\na.svs,nan\n", "line 2: mpp 'nan'"),
-        (b"slide,mask_path\na.svs,m.png\n", "line 2: there is no file 'm.png'"),
         (b"slide\na.svs,b,c\n", "line 2: 3 fields for 1 columns"),
         (b"slide\n\xff\xfea.svs\n", "line 2: not UTF-8"),
         (b'slide\n"a.svs\n', "not a CSV table"),

@@ -15,7 +15,7 @@ import zarr
 from PIL import Image
 
 import microtome
-from microtome.errors import ConfigError, InputError
+from microtome.errors import ConfigError, InputError, PluginError, StoreError
 from microtome.run import pipeline, pixels
 from microtome.run.progress import SilentReporter
 from microtome.store.status import read_status
@@ -122,6 +122,11 @@ def test_another_encoder_leaves_the_rest_untouched(go, slide, tmp_path):
         ({"filter": {"enabled": True}}, "filter"),
         ({"encoder": {"mean": {"scale": 2.0}}}, "scale"),
         ({"feature_dtype": "float16"}, "dtype"),
+        ({"tissue": {"min_region_um2": 50.0}}, "cleaning.min_region_um2"),
+        ({"tiler": {"grid": {"magnification": 20, "min_tissue": 0.5}}}, "min_tissue"),
+        ({"tiler": {"grid": {"magnification": 20, "edge": "pad"}}}, "edge"),
+        ({"writer": {"hdf5": {"passports": True}}}, "passports"),
+        ({"encoder": {"mean": {"plugin": "seeded", "seed": 2}}}, "seed"),
     ],
 )
 def test_another_configuration_is_refused_by_name(go, slide, tmp_path, change, named):
@@ -237,6 +242,8 @@ def test_the_content_filter_keeps_rows_aligned(go, slide, tmp_path):
     for row, values in zip(coords, features, strict=True):
         np.testing.assert_array_equal(by_place[tuple(row)], values)
     assert len(list((tmp_path / "out/images/one").glob("*.png"))) == len(coords)
+    record = json.loads((tmp_path / "out/images/one/.microtome.json").read_text())
+    assert record["num_patches"] == len(coords)
     dropped = np.array([v for k, v in by_place.items() if k not in set(map(tuple, coords))])
     assert dropped.mean() > features.mean()
 
@@ -355,6 +362,162 @@ def test_float16_features(go, slide, tmp_path):
         )
 
 
+def test_images_alone_remember_what_the_filter_kept(go, slide, tmp_path):
+    options = {
+        "segmenter": "none",
+        "tiler": {"grid": {"magnification": 20, "min_tissue": 0.0}},
+        "filter": {"enabled": True},
+        "encoder": [],
+        "writer": "png",
+    }
+    first = go(slide, **options)
+    count = len(list((tmp_path / "out/images/one").glob("*.png")))
+    again = go(slide, **options, visualize=["grid"])
+    assert [status.tiles for status in first.statuses + again.statuses] == [count, count]
+    assert states(again) == ["reused"]
+
+
+def test_overlays_show_what_is_there_now(go, slide, tmp_path):
+    mask = tmp_path / "out/visualization/one_mask.png"
+    go(slide, task="tissue", visualize=["mask"])
+    first = mask.read_bytes()
+    go(slide, task="tissue", segmenter="none")
+    go(slide, task="tissue", segmenter="none", visualize=["mask"])
+    assert mask.read_bytes() != first
+    go(slide, task="tissue", visualize=["mask"])
+    assert mask.read_bytes() == first
+
+
+def test_overlays_of_an_earlier_run_are_kept_true(go, slide, tmp_path):
+    grid = tmp_path / "out/visualization/one.png"
+    go(slide, visualize=["grid"])
+    first = grid.read_bytes()
+    go(slide, tiler={"grid": {"magnification": 20, "size": 128}}, force=True)
+    assert grid.read_bytes() != first
+    stamp = grid.stat().st_mtime_ns
+    go(slide, tiler={"grid": {"magnification": 20, "size": 128}})
+    assert grid.stat().st_mtime_ns == stamp
+
+
+def test_force_tells_what_it_drops_and_what_it_leaves(go, slide, tmp_path):
+    go(slide, encoder=["mean", "handcrafted"], writer=["hdf5", "zarr", "png"])
+    result = go(slide, tiler={"grid": {"magnification": 20, "size": 128}}, force=True)
+    told = result.statuses[0].warnings
+    assert told == (
+        f"handcrafted of another configuration dropped from {tmp_path}/out/patches/one.h5",
+        f"{tmp_path}/out/images/one is of another configuration and was left",
+        f"{tmp_path}/out/patches/one.zarr is of another configuration and was left",
+    )
+    same = go(slide, tiler={"grid": {"magnification": 20, "size": 128}}, force=True)
+    assert len(same.statuses[0].warnings) == 2
+
+
+def test_a_refusal_leaves_the_record_of_what_is_there(go, slide, tmp_path):
+    go(slide)
+    record = (tmp_path / "out/status/one.json").read_bytes()
+    result = go(slide, encoder={"mean": {"scale": 2.0}})
+    assert states(result) == ["failed"]
+    assert result.statuses[0].stage == "check"
+    assert (tmp_path / "out/status/one.json").read_bytes() == record
+
+
+def test_overlays_of_two_slides_never_share_a_name(go, slide, tmp_path):
+    shutil.copy(slide, tmp_path / "slides/one_mask.svs")
+    result = go(tmp_path / "slides", task="tissue", visualize=["mask", "grid"])
+    assert [(s.slide_id, s.state) for s in result.statuses] == [
+        ("one_mask", "failed"),
+        ("one", "done"),
+    ]
+    assert "one_mask.png" in result.statuses[0].message
+    apart = go(tmp_path / "slides", task="tissue", visualize=["mask"], output=tmp_path / "b")
+    assert states(apart) == ["done", "done"]
+
+
+def test_a_record_that_cannot_be_written_costs_its_slide_alone(go, slide, tmp_path, monkeypatch):
+    shutil.copy(slide, tmp_path / "slides/two.svs")
+    write = pipeline.write_status
+
+    def full(path, status):
+        if path.stem == "one":
+            raise StoreError("no space left")
+        write(path, status)
+
+    monkeypatch.setattr(pipeline, "write_status", full)
+    result = go(tmp_path / "slides")
+    assert [(s.slide_id, s.state) for s in result.statuses] == [("one", "failed"), ("two", "done")]
+    assert result.exit_code == 3
+    assert json.loads(result.record.read_text())["failed"]["one"]["message"] == "no space left"
+
+
+def test_another_slides_record_is_not_overwritten(go, slide, tmp_path):
+    go(slide, task="tissue")
+    record = (tmp_path / "out/status/one.json").read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/one.svs").write_bytes(slide.read_bytes() + b"x")
+    result = go(tmp_path / "other/one.svs", task="tissue")
+    assert states(result) == ["failed"]
+    assert "slide_id=relpath" in result.statuses[0].message
+    assert (tmp_path / "out/status/one.json").read_bytes() == record
+
+
+def test_why_a_slide_is_empty(go, slide):
+    empty = go(slide, segmenter="nothing")
+    assert empty.statuses[0].warnings == ("no tissue was found",)
+    small = go(slide, tiler={"grid": {"magnification": 5}}, tiling="auto")
+    assert small.statuses[0].state == "empty"
+    assert "smaller than one tile" in small.statuses[0].warnings[0]
+
+
+def test_large_reads_are_bounded_and_change_nothing(go, slide, tmp_path, monkeypatch):
+    go(slide, writer=["hdf5", "png"])
+    sizes = []
+    read_tiles = pixels.read_tiles
+    monkeypatch.setattr(pixels, "READ_BYTES", 3 * 512 * 512 * 4)
+    monkeypatch.setattr(pixels, "read_tiles", lambda *a: sizes.append(len(a[2])) or read_tiles(*a))
+    go(slide, writer=["hdf5", "png"], output=tmp_path / "b")
+    assert max(sizes) == 3
+    for png in (tmp_path / "out/images/one").glob("*.png"):
+        assert png.read_bytes() == (tmp_path / "b/images/one" / png.name).read_bytes()
+
+
+def test_weights_are_loaded_before_any_slide_when_a_finished_one_lacks_them(
+    go, slide, tmp_path, plugins
+):
+    go(slide)
+    with pytest.raises(PluginError, match="'unloadable' of microtome-standins cannot be loaded"):
+        go(slide, encoder=["mean", "unloadable"])
+    assert states(go(slide)) == ["reused"]
+
+
+def test_a_plugin_that_raises_when_made_is_named(go, slide):
+    with pytest.raises(PluginError, match="'unmakable' of microtome-standins cannot be made: Run"):
+        go(slide, encoder="unmakable")
+
+
+def test_masks_that_nobody_uses_are_told(go, slide, tmp_path):
+    (tmp_path / "m.png").write_bytes(b"")
+    (tmp_path / "m.csv").write_text(f"slide,mask_path\n{slide},m.png\n")
+    result = go(tmp_path / "m.csv")
+    assert "mask_path of 1 slides is not used by segmenter=classic; segmenter=file does." in (
+        result.notes
+    )
+
+
+def test_an_encoder_without_torch_tells_the_device_it_runs_on(go, slide, tmp_path):
+    result = go(slide, encoder={"mean": {"device": "cuda", "precision": "bf16"}})
+    assert "mean runs on the CPU in fp32: it does not require torch." in result.notes
+    with h5py.File(tmp_path / "out/patches/one.h5") as file:
+        assert file["features/mean"].attrs["precision"] == "fp32"
+        assert file["features/mean"].attrs["device"] == "cpu"
+
+
+def test_magnifications_are_whole_numbers_where_they_are_whole(go, slide, tmp_path):
+    go(slide)
+    with h5py.File(tmp_path / "out/patches/one.h5") as file:
+        for name in ("level0_magnification", "target_magnification", "magnification"):
+            assert np.issubdtype(type(file.attrs[name]), np.integer)
+
+
 def test_two_instances_of_one_encoder(go, slide, tmp_path):
     go(slide, encoder={"mean": {}, "twice": {"plugin": "mean", "scale": 2.0}})
     with h5py.File(tmp_path / "out/patches/one.h5") as file:
@@ -378,9 +541,13 @@ def test_images_without_features(go, slide, tmp_path):
         ({"visualize": ["heatmap"]}, "visualize=heatmap"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"mpp": -1.0}, "mpp=-1"),
+        ({"tissue": {"min_region_um2": -5.0}}, "tissue.min_region_um2=-5"),
+        ({"tissue": {"min_hole_fraction": 7.0}}, "from 0 to 1"),
+        ({"filter": {"white_drop_from": -1.0}}, "filter.white_drop_from=-1"),
         ({"encoders": "mean"}, "encoder"),
         ({"encoder": {"mean": {"batch_size": 0}}}, "batch_size"),
         ({"writer": ["hdf5"], "reader": ["openslide", "tiff"]}, "one reader"),
+        ({"tiler": {"size": 256}}, "name the plugin first: tiler={NAME: {'size': 256}}"),
     ],
 )
 def test_runs_that_make_no_sense_do_not_start(go, slide, tmp_path, options, said):

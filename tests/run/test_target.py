@@ -6,8 +6,10 @@ import pytest
 
 from microtome.errors import ConfigError
 from microtome.plugin import EncoderCard
+from microtome.plugin.registry import get_registry
 from microtome.run.target import name_tiling, settle_target, target_fields
-from microtome.slide import GridConfig
+from microtome.slide import Edge, GridConfig
+from microtome.store.identity import describe
 
 UNI = EncoderCard(dim=1, patch_size=256, magnification=20, mpp=0.5)
 CONCH = EncoderCard(dim=1, patch_size=512, magnification=20, mpp=0.5)
@@ -96,7 +98,18 @@ def test_the_identity_spells_out_defaults():
         ({"size": 256, "magnification": 20.0}, "20x_256px_0px"),
         ({"size": 256, "step": 128, "magnification": 2.5}, "2.5x_256px_128px"),
         ({"size": 224, "mpp": 0.5}, "0.5mpp_224px_0px"),
+        ({"size": 256, "magnification": 20, "min_tissue": 0.5}, "20x_256px_0px_min_tissue0.5"),
+        (
+            {"size": 256, "magnification": 20, "edge": Edge.pad, "origin": [64, 0]},
+            "20x_256px_0px_edgepad_origin64-0",
+        ),
     ],
 )
-def test_a_tiling_is_named_by_its_geometry(options, name):
-    assert name_tiling("grid", GridConfig(**options)) == name
+def test_a_tiling_is_named_by_all_that_makes_it(options, name):
+    config = GridConfig(**options)
+    spec = get_registry().find("tiler", "grid").spec
+    assert name_tiling(describe(spec, config) | target_fields(config)) == name
+
+
+def test_a_tiling_of_another_tiler_has_its_name():
+    assert name_tiling({"plugin": "sample", "output_version": 1, "count": 3}) == "sample_count3"

@@ -63,6 +63,32 @@ def test_black_holder_borders_are_not_tissue():
     assert not found[border].any()
 
 
+def test_coloured_fringes_of_a_border_are_not_tissue():
+    """Lenses shift the colours against each other, which stains every sharp edge."""
+    image, truth = with_tissue(glass())
+    image[:25] = 14
+    image[..., 0] = np.roll(image[..., 0], 1, axis=0)
+    image[..., 2] = np.roll(image[..., 2], -1, axis=0)
+    image[-2:] = image[:2] = 14
+    found = segment_image(as_picture(image))
+    assert not found[:40].any()
+    assert iou(found, truth) > 0.85
+
+
+def test_old_glue_is_not_tissue_but_dab_is():
+    """Glue takes little but blue away; DAB takes green away too."""
+    image, truth = with_tissue(glass())
+    lumps = cv2.GaussianBlur(np.random.default_rng(2).random((SIZE, 20, 1)), (0, 0), 5)[..., None]
+    stripe = 0.3 + 4 * np.abs(lumps - 0.5)
+    glued, stained = image.copy(), image.copy()
+    glued[:, 5:25] *= np.exp(-stripe * [0.5, 0.7, 1.2])
+    stained[:, 5:25] *= np.exp(-stripe * [0.27, 0.57, 0.78])
+    found = segment_image(as_picture(glued))
+    assert found[:, 5:25].mean() < 0.1
+    assert iou(found, truth) > 0.85
+    assert segment_image(as_picture(stained))[:, 5:25].mean() > 0.9
+
+
 def test_a_slide_mostly_behind_black_borders_is_still_bright_field():
     image, truth = with_tissue(glass())
     image[200:] = 10

@@ -147,6 +147,21 @@ def test_alpha_is_composited_exactly():
     assert filled.all()
 
 
+@pytest.mark.parametrize(("alpha", "kept"), [(0, False), (127, False), (128, True), (254, True)])
+def test_alpha_between_pixels_is_all_or_nothing(alpha, kept):
+    """Where a downsample is not whole, readers interpolate, and alpha is no blend of colours."""
+    coarse = noise(20, 30, 4)
+    coarse[..., 3] = 255
+    coarse[5, 6, 3] = alpha
+    reader = ArrayReader([np.full((41, 61, 4), 255, np.uint8), coarse], background=(9, 8, 7))
+    expected = coarse[..., :3].copy()
+    if not kept:
+        expected[5, 6] = (9, 8, 7)
+    pixels, filled = read_tiles(reader, 1, boxes((0, 0, 30, 20)))
+    np.testing.assert_array_equal(pixels[0], expected)
+    assert filled.tolist() == [not kept]
+
+
 def test_only_rows_with_transparency_are_marked():
     rgba = noise(40, 120, 4)
     rgba[..., 3] = 255

@@ -109,6 +109,12 @@ def _choose(kind: str, value: Chosen, registry: Registry) -> list[Any]:
     if isinstance(value, str):
         value = [value]
     chosen = value if isinstance(value, Mapping) else {name: {} for name in value}
+    for name, options in chosen.items():
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"{kind}={dict(value)!r} gives {name!r} no options; name the plugin first: "
+                f"{kind}={{NAME: {{{name!r}: {options!r}}}}}."
+            )
     if kind in _SINGLE and len(chosen) != 1:
         raise ConfigError(f"A run has one {kind}, not {len(chosen)}.")
     return [_choice(kind, name, dict(options), registry) for name, options in chosen.items()]

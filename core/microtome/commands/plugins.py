@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from microtome.commands._arguments import VerbParser
 from microtome.errors import ConfigError
 from microtome.plugin.registry import Registered, Registry, get_registry
 from microtome.plugin.specs import SPECS
@@ -16,7 +16,7 @@ from microtome.plugin.specs import SPECS
 
 def main(argv: list[str]) -> int:
     """Print every plugin with its distribution and whether it can be used."""
-    parser = argparse.ArgumentParser("microtome plugins", description=__doc__)
+    parser = VerbParser("microtome plugins", description=__doc__)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(SPECS)}")
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ _KEYS = (
     ("mpp=0.25", "level-0 µm per pixel where files do not say or are wrong; or mpp_csv=FILE"),
     ("recursive=true", "search folders to any depth; formats=all adds plain images"),
     ("filter.enabled=true", "drop white and black tiles by their pixels"),
-    ("device=auto", "auto, cpu, cuda or cuda:1; also precision=auto, batch_size=32, threads=8"),
+    ("device=auto", "auto, cpu, cuda, cuda:1, mps; also precision=auto, batch_size=32, threads=8"),
     ("force=true", "do finished work again"),
     ("preset=NAME", "a composition that is installed or in --config-dir"),
 )

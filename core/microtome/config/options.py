@@ -87,7 +87,9 @@ class RunOptions:
     threads: int | None = option(
         None, help="CPU threads of the whole run; all that the machine gives by default."
     )
-    device: str = option("auto", help="Where encoders run: `auto`, `cpu`, `cuda` or `cuda:1`.")
+    device: str = option(
+        "auto", help="Where encoders run: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`."
+    )
     precision: Precision = option(
         Precision.auto, help="What encoders compute in; `auto` is the card's, fp32 on a CPU."
     )

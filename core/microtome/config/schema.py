@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +42,6 @@ AUTO = "auto"
 
 _RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
 _SECTIONS: Mapping[str, type] = {"tissue": TissueSettings, "filter": FilterSettings}
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def options_node() -> dict[str, Any]:
@@ -83,13 +81,10 @@ def to_run_config(
         name: typed(schema, values.pop(name, {}), name) for name, schema in _SECTIONS.items()
     }
     options: RunOptions = typed(RunOptions, values)
-    for name in ("mpp", "batch_size", "threads"):
-        _positive(name, getattr(options, name))
-    _check_device("device", options.device)
     if not options.slides:
         raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
     reader, segmenter, tiler = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
-    return RunConfig(
+    config = RunConfig(
         slides=tuple(options.slides),
         output=Path(options.output),
         run_dir=run_dir,
@@ -103,7 +98,7 @@ def to_run_config(
         reader=reader,
         segmenter=segmenter,
         tiler=tiler,
-        encoders=tuple(_encoders(nodes["encoder"], options, registry)),
+        encoders=(),
         writers=tuple(_several("writer", nodes["writer"], registry)),
         feature_dtype=options.feature_dtype.name,
         visualize=_overlays(options.visualize),
@@ -113,6 +108,8 @@ def to_run_config(
         resolved=MappingProxyType(_resolve(cfg)),
         **sections,
     )
+    # Last, so that a bad batch_size is told by its own name, not by that of every encoder.
+    return replace(config, encoders=tuple(_encoders(nodes["encoder"], options, registry)))
 
 
 def typed(schema: type, values: Any, where: str = "") -> Any:
@@ -278,8 +275,6 @@ def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[Encod
         where = f"encoder.{choice.key}"
         given = {k: v for k, v in nodes[choice.key].items() if k in owned}
         options: EncoderOptions = typed(EncoderOptions, owned | given, where)
-        _check_device(f"{where}.device", options.device)
-        _positive(f"{where}.batch_size", options.batch_size)
         yield EncoderChoice(
             plugin=choice.plugin,
             key=choice.key,
@@ -303,13 +298,3 @@ def _overlays(value: Any) -> tuple[str, ...]:
         if name not in (*OVERLAYS, "all"):
             raise ConfigError(unknown("overlay", str(name), (*OVERLAYS, "all")))
     return OVERLAYS if "all" in asked else tuple(name for name in OVERLAYS if name in asked)
-
-
-def _positive(key: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise ConfigError(f"{key}={value:g} is not above 0.")
-
-
-def _check_device(key: str, device: str) -> None:
-    if not _DEVICE.fullmatch(device):
-        raise ConfigError(f"{key}={device} is not auto, cpu, cuda or a certain cuda:1.")

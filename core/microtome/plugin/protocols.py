@@ -127,7 +127,9 @@ class Encoder(Protocol):
     def weights(self) -> Mapping[str, str]:
         """Say which weights these are, for the identity: a seed, a revision, a file's hash.
 
-        Optional: an encoder without it is what its name, version and configuration say.
+        Optional: an encoder without it is what its name, version and configuration say. After
+        `load` an encoder may also have ``loaded_weights``, a mapping of text that says exactly
+        what was loaded (file, commit, hash); it is written beside the features.
         """
 
 

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -20,6 +21,7 @@ from typing import Any
 import pluggy
 
 from microtome.errors import (
+    MicrotomeError,
     MissingDependencyError,
     PluginClashError,
     PluginError,
@@ -165,7 +167,31 @@ class Registry:
         """
         spec = self.find(kind, name).spec
         fixed = spec.fixed if isinstance(spec, EncoderSpec) else {}
-        return self.load(kind, name)(configure(spec) if config is None else config, **fixed)
+        target = self.load(kind, name)
+        with self.blame(kind, name, "made"):
+            return target(configure(spec) if config is None else config, **fixed)
+
+    @contextmanager
+    def blame(self, kind: str, name: str, what: str) -> Iterator[None]:
+        """Turn whatever a plugin's code raises into an error that names the plugin.
+
+        Args:
+            kind: The kind of plugin.
+            name: Its name.
+            what: What could not be done: ``"made"``, ``"loaded"``.
+
+        Raises:
+            PluginError: For anything but microtome's own errors.
+        """
+        try:
+            yield
+        except MicrotomeError:
+            raise
+        except Exception as error:
+            distribution = self.find(kind, name).distribution
+            raise PluginError(
+                f"The {kind} {name!r} of {distribution} cannot be {what}: {_reason(error)}"
+            ) from error
 
     def notify(self, hook: str, **what: Any) -> list[str]:
         """Call an observer hook, plugin by plugin; one that raises is dropped.
@@ -236,8 +262,10 @@ def get_registry() -> Registry:
     registry = Registry()
     allowed = os.environ.get("MICROTOME_PLUGINS")
     only = {_canonical(name) for name in allowed.split(",")} if allowed is not None else None
+    found = set()
     for point in _entry_points():
         distribution = point.dist.name if point.dist else "unknown"
+        found.add(_canonical(distribution))
         if only is not None and _canonical(distribution) not in only | {GROUP}:
             continue
         try:
@@ -246,6 +274,8 @@ def get_registry() -> Registry:
             registry.broken.append(Broken(point.name, distribution, _reason(error)))
             continue
         registry.add(module, point.name, distribution)
+    for name in sorted((only or set()) - found - {GROUP, ""}):
+        registry.broken.append(Broken(name, name, "MICROTOME_PLUGINS names it, and it has none"))
     return registry
 
 

@@ -55,7 +55,7 @@ def slide_attributes(
     established = {
         "patch_size": geometry.size,
         "patch_size_level0": round(geometry.size_level0[0]),
-        "level0_magnification": resolution.magnification,
+        "level0_magnification": _nominal(resolution.magnification),
         "target_magnification": _target_magnification(geometry),
         "overlap": geometry.size - geometry.step,
         "level0_width": info.width,
@@ -69,7 +69,7 @@ def slide_attributes(
     }
     present = {
         "mpp": resolution.mpp,
-        "magnification": resolution.magnification,
+        "magnification": _nominal(resolution.magnification),
         "vendor": info.vendor,
     }
     exact = {
@@ -102,9 +102,15 @@ def slide_attributes(
 
 def _target_magnification(geometry: TileGeometry) -> float | None:
     """Give the nominal magnification; 10 / mpp for a physical target."""
-    if geometry.target_magnification is not None:
-        return geometry.target_magnification
-    return None if geometry.target_mpp is None else round(10 / geometry.target_mpp, 4)
+    if geometry.target_mpp is not None:
+        return round(10 / geometry.target_mpp, 4)
+    return _nominal(geometry.target_magnification)
+
+
+def _nominal(magnification: float | None) -> float | None:
+    """Give a whole magnification as an integer, as readers of the layout know it."""
+    whole = magnification is not None and float(magnification).is_integer()
+    return int(magnification or 0) if whole else magnification
 
 
 def feature_attributes(
@@ -128,6 +134,7 @@ def feature_attributes(
         "provenance": provenance(),
         "identity": identity.digest,
         "identity_fields": dict(identity.fields),
+        "weights": dict(getattr(planned.encoder, "loaded_weights", {})),
     } | ({} if columns is None else {"columns": [asdict(column) for column in columns]})
 
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import re
-
 from microtome.errors import ConfigError
 from microtome.plugin.specs import EncoderCard, EncoderSpec
 from microtome.run.settings import EncoderChoice
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 def resolve_device(spec: EncoderSpec, choice: EncoderChoice) -> str:
     """Turn ``"auto"`` into a device, and check the one that was asked for.
 
     Args:
-        spec: The encoder; one that does not require torch runs on the CPU.
+        spec: The encoder; one that does not require torch runs on the CPU whatever is asked.
         choice: The user's choice.
 
     Raises:
-        ConfigError: If the device is unknown or not there.
+        ConfigError: If the device is not there.
     """
     asked = choice.device
-    if asked != "auto" and not _DEVICE.fullmatch(asked):
-        raise ConfigError(
-            f"encoder.{choice.name}.device={asked} is no device. "
-            "Use auto, cpu, cuda, cuda:0, … or mps."
-        )
     if "torch" not in spec.requires or asked == "cpu":
         return "cpu"
     import torch
@@ -46,21 +36,37 @@ def resolve_device(spec: EncoderSpec, choice: EncoderChoice) -> str:
     return asked
 
 
-def resolve_precision(card: EncoderCard, choice: EncoderChoice, device: str) -> str:
+def resolve_precision(
+    spec: EncoderSpec, card: EncoderCard, choice: EncoderChoice, device: str
+) -> str:
     """Turn ``"auto"`` into a precision: the card's on a GPU, fp32 on a CPU.
 
+    Args:
+        spec: The encoder; one that does not require torch computes as it does: fp32.
+        card: Says what the model wants on a GPU.
+        choice: The user's choice.
+        device: From `resolve_device`.
+
     Raises:
-        ConfigError: If the precision is unknown, or is fp16 on a CPU.
+        ConfigError: If it is fp16 on a CPU.
     """
-    if choice.precision == "auto":
+    asked = choice.precision
+    if "torch" not in spec.requires:
+        return "fp32"
+    if asked == "auto":
         return "fp32" if device == "cpu" else card.precision
-    if choice.precision not in PRECISIONS:
-        raise ConfigError(
-            f"encoder.{choice.name}.precision={choice.precision} is no precision. "
-            f"Use auto, {', '.join(PRECISIONS)}."
-        )
-    if choice.precision == "fp16" and device == "cpu":
+    if asked == "fp16" and device == "cpu":
         raise ConfigError(
             f"encoder.{choice.name}.precision=fp16 needs a GPU; on the CPU use fp32 or bf16."
         )
-    return choice.precision
+    return asked
+
+
+def describe_fallback(spec: EncoderSpec, choice: EncoderChoice, device: str) -> str:
+    """Say that an encoder does not run as one may think; empty where it does."""
+    if "torch" in spec.requires:
+        fell_back = choice.device == "auto" and device == "cpu"
+        return f"{choice.name} runs on the CPU: torch sees no GPU." if fell_back else ""
+    if choice.device in ("auto", "cpu") and choice.precision in ("auto", "fp32"):
+        return ""
+    return f"{choice.name} runs on the CPU in fp32: it does not require torch."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import IdentityError, StoreError
+from microtome.plugin.specs import WriterSpec
 from microtome.run.identities import feature_identity, image_identity, refuse_difference
 from microtome.run.plan import PlannedImages, PlannedStore, RunPlan
 from microtome.slide.types import SlideRef
-from microtome.store.attributes import parse_fields, read_folder_record
-from microtome.store.identity import Identity
+from microtome.store.attributes import parse_fields, parse_json, read_folder_record
+from microtome.store.identity import Identity, difference
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,10 +52,14 @@ class Holdings:
     Attributes:
         stores: One a writer of features.
         images: Writers of pixels whose images are missing.
+        coords: (n, 5) of the tiles that are there, or None where nothing is.
+        warnings: What stays beside or gives way to the new without being of its configuration.
     """
 
     stores: tuple[StoreHolding, ...]
     images: tuple[PlannedImages, ...]
+    coords: NDArray[np.int32] | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -63,11 +70,6 @@ class Holdings:
     def missing(self) -> frozenset[str]:
         """Names of the feature sets that some store lacks."""
         return frozenset(name for holding in self.stores for name in holding.missing)
-
-    @property
-    def coords(self) -> NDArray[np.int32] | None:
-        """The stored coordinates, or None where no store has any."""
-        return next((h.coords for h in self.stores if h.coords is not None), None)
 
 
 def take_stock(plan: RunPlan, ref: SlideRef, slide_print: str, coords: Identity) -> Holdings:
@@ -82,9 +84,15 @@ def take_stock(plan: RunPlan, ref: SlideRef, slide_print: str, coords: Identity)
     Raises:
         IdentityError: If what is there is of another slide or another configuration.
     """
+    stores = tuple(_hold(plan, store, ref, slide_print, coords) for store in plan.stores)
+    records = [(i, _image_record(plan, i, ref, slide_print, coords)) for i in plan.images]
+    held = [holding.coords for holding in stores if holding.coords is not None]
+    held += [_image_coords(record) for _, record in records if record is not None]
     return Holdings(
-        stores=tuple(_hold(plan, store, ref, slide_print, coords) for store in plan.stores),
-        images=tuple(image for image in plan.images if _lacks(plan, image, ref, coords)),
+        stores=stores,
+        images=tuple(image for image, record in records if record is None),
+        coords=held[0] if held else None,
+        warnings=_left_behind(plan, ref, coords) if plan.config.force else (),
     )
 
 
@@ -99,11 +107,17 @@ def _hold(
         )
     with store.writer.open_stored(path) as stored:
         _refuse_other_slide(path, stored.attributes, ref, slide_print)
-        refuse_difference(str(path), stored.attributes, coords)
+        refuse_difference(str(path), stored.attributes, coords, apart="a tiler.name")
+        _refuse_other_options(path, stored.attributes, store)
         names = stored.feature_names()
         for name in sorted(set(wanted) & set(names)):
             attributes = stored.feature_attributes(name)
-            refuse_difference(f"features/{name} in {path}", attributes, wanted[name])
+            refuse_difference(
+                f"features/{name} in {path}",
+                attributes,
+                wanted[name],
+                apart="an encoder key (+encoder@encoder.KEY=NAME)",
+            )
         missing = tuple(name for name in wanted if name not in names)
         # Coordinates alone say nothing of the background; nothing is lost by writing them anew.
         bare = bool(missing) and not names and "has_background" not in stored.columns
@@ -125,10 +139,59 @@ def _refuse_other_slide(
         )
 
 
-def _lacks(plan: RunPlan, image: PlannedImages, ref: SlideRef, coords: Identity) -> bool:
+def _refuse_other_options(path: Path, attributes: Mapping[str, Any], store: PlannedStore) -> None:
+    held = parse_json(attributes.get("writer"))
+    if held != store.fields:
+        raise IdentityError(
+            f"{path} was written with other options: {difference(held, store.fields)}. "
+            "Give this run an output of its own, or replace it with force=true."
+        )
+
+
+def _image_record(
+    plan: RunPlan, image: PlannedImages, ref: SlideRef, slide_print: str, coords: Identity
+) -> Mapping[str, Any] | None:
+    """Read the record of a slide's images; None where they are to be made."""
     path = plan.layout.slide(image.spec, ref.slide_id)
     if not path.exists() or plan.config.force:
-        return True
+        return None
     record = read_folder_record(path) or {}
-    refuse_difference(str(path), record, image_identity(image, coords))
-    return False
+    _refuse_other_slide(path, record, ref, slide_print)
+    wanted = image_identity(image, coords)
+    refuse_difference(str(path), record, wanted, apart="a tiler.name")
+    return record
+
+
+def _image_coords(record: Mapping[str, Any]) -> NDArray[np.int32]:
+    return np.asarray(json.loads(record["coords"]), dtype=np.int32).reshape(-1, 5)
+
+
+def _left_behind(plan: RunPlan, ref: SlideRef, coords: Identity) -> tuple[str, ...]:
+    """Say what ``force`` drops, and what it leaves of another configuration."""
+    own = {writer.spec.name for writer in plan.writers}
+    told = []
+    for entry in plan.registry.entries("writer"):
+        spec = entry.spec
+        if not isinstance(spec, WriterSpec) or entry.missing:
+            continue
+        path = plan.layout.slide(spec, ref.slide_id)
+        if not path.exists():
+            continue
+        with suppress(StoreError):  # what cannot be read is replaced, or no business of this run
+            identity, names = _what_is_there(plan, spec, path)
+            if identity == coords.digest:
+                continue
+            lost = sorted(names - {encoder.name for encoder in plan.encoders})
+            if spec.name not in own:
+                told.append(f"{path} is of another configuration and was left")
+            elif lost:
+                told.append(f"{', '.join(lost)} of another configuration dropped from {path}")
+    return tuple(told)
+
+
+def _what_is_there(plan: RunPlan, spec: WriterSpec, path: Path) -> tuple[object, set[str]]:
+    if spec.consumes == "features":
+        with plan.registry.create("writer", spec.name).open_stored(path) as stored:
+            return stored.attributes.get("identity"), set(stored.feature_names())
+    record = read_folder_record(path) or {}
+    return parse_fields(record).get("coords_identity"), set()

@@ -13,9 +13,13 @@ from typing import Any
 from microtome.errors import IdentityError
 from microtome.run.attributes import RESAMPLE_VERSION
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
+from microtome.run.settings import FilterSettings, TissueSettings
 from microtome.slide.opening import OpenedSlide
 from microtome.store.attributes import parse_fields
 from microtome.store.identity import Identity, difference, fingerprint, make_identity
+
+VERSIONS = {"view": 1, "cleaning": 1, "filter": 1, "resample": RESAMPLE_VERSION}
+"""Of the core's own steps, part of every identity that they touch: raised when results change."""
 
 
 def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Identity:
@@ -29,13 +33,14 @@ def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Iden
     fields: dict[str, Any] = {
         "slide": slide_print,
         "segmenter": plan.segmenter_fields,
-        "cleaning": {k: v for k, v in asdict(plan.config.tissue).items() if v},
+        "versions": {name: VERSIONS[name] for name in ("view", "cleaning")},
     }
+    if cleaning := _chosen(plan.config.tissue):
+        fields["cleaning"] = cleaning
     if slide.ref.mpp is not None:
         fields["mpp"] = slide.ref.mpp
-    if not slide.info.exact:
-        spec = plan.registry.find("reader", slide.info.reader).spec
-        fields["reader"] = {"plugin": spec.name, "output_version": spec.output_version}
+    if reader := _reader(plan, slide):
+        fields["reader"] = reader
     sources = getattr(plan.segmenter, "sources", None)
     if sources is not None and (files := sources(slide.ref)):
         fields["sources"] = {file.name: fingerprint(file) for file in files}
@@ -46,7 +51,8 @@ def coords_identity(plan: RunPlan, tissue: Identity) -> Identity:
     """Identify a slide's coordinates."""
     fields: dict[str, Any] = {"tissue": dict(tissue.fields), "tiler": plan.tiler_fields}
     if plan.config.filter.enabled:
-        fields["filter"] = asdict(plan.config.filter) | {"resample_version": RESAMPLE_VERSION}
+        fields["filter"] = _chosen(plan.config.filter)
+        fields["versions"] = {name: VERSIONS[name] for name in ("filter", "resample")}
     return make_identity("coords", fields)
 
 
@@ -56,7 +62,7 @@ def feature_identity(plan: RunPlan, encoder: PlannedEncoder, coords: Identity) -
         "coords": coords.digest,
         "encoder": encoder.fields,
         "dtype": plan.config.feature_dtype,
-        "resample_version": RESAMPLE_VERSION,
+        "versions": {"resample": VERSIONS["resample"]},
     }
     return make_identity("features", fields)
 
@@ -65,19 +71,38 @@ def image_identity(image: PlannedImages, coords: Identity) -> Identity:
     """Identify a slide's tile images."""
     fields = {
         "coords": dict(coords.fields),
+        "coords_identity": coords.digest,
         "writer": image.fields,
-        "resample_version": RESAMPLE_VERSION,
+        "versions": {"resample": VERSIONS["resample"]},
     }
     return make_identity("images", fields)
 
 
-def refuse_difference(what: str, attributes: Mapping[str, Any], wanted: Identity) -> None:
+def _chosen(settings: TissueSettings | FilterSettings) -> dict[str, Any]:
+    """Give the settings that are not at their defaults."""
+    default = asdict(type(settings)())
+    return {name: value for name, value in asdict(settings).items() if value != default[name]}
+
+
+def _reader(plan: RunPlan, slide: OpenedSlide) -> dict[str, Any]:
+    """Give what the pixels depend on of their reader: nothing, where all give the same."""
+    fields = dict(plan.reader_fields)
+    if not slide.info.exact:
+        spec = plan.registry.find("reader", slide.info.reader).spec
+        fields |= {"plugin": spec.name, "output_version": spec.output_version}
+    return fields
+
+
+def refuse_difference(
+    what: str, attributes: Mapping[str, Any], wanted: Identity, *, apart: str = "tiler.name"
+) -> None:
     """Refuse what another configuration made, naming the difference.
 
     Args:
         what: What is there, for the message.
         attributes: Its attributes.
         wanted: The identity that this run would give it.
+        apart: What keeps the two apart, for the message.
 
     Raises:
         IdentityError: If the identities differ.
@@ -87,5 +112,5 @@ def refuse_difference(what: str, attributes: Mapping[str, Any], wanted: Identity
     fields = parse_fields(attributes)
     raise IdentityError(
         f"{what} was made by another configuration: {difference(fields, wanted.fields)}. "
-        "Give this run an output or a tiler.name of its own, or replace it with force=true."
+        f"Give this run an output or {apart} of its own, or replace it with force=true."
     )

@@ -21,6 +21,9 @@ from microtome.slide.types import SlideRef
 PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
 """Plain images: in folders they are taken for slides with ``formats=all`` only."""
 
+MAX_NAME_BYTES = 180
+"""Of an id: file systems allow 255 for a name, and private names and suffixes are longer."""
+
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
@@ -74,13 +77,13 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
     """
     finder = _Finder(config, registry)
     found = _merge(slide for word in config.slides for slide in finder.find(word))
-    if not found:
+    if not found and not finder.refused:
         raise InputError(_nothing(config, finder.notes))
     notes = list(finder.notes)
     mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
     slides = [_slide(f, config, mpps.get(f.files.primary)) for f in found]
     apart, refused = _tell_apart(slides, found)
-    return SlideList(apart, tuple(notes), refused)
+    return SlideList(apart, tuple(notes), (*finder.refused, *refused))
 
 
 class _Finder:
@@ -88,6 +91,7 @@ class _Finder:
 
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.notes: list[str] = []
+        self.refused: list[Refused] = []
         specs = [entry.spec for entry in registry.entries("reader")]
         self.suffixes = {
             x for spec in specs if isinstance(spec, ReaderSpec) for x in spec.extensions
@@ -115,6 +119,10 @@ class _Finder:
     def _file(self, path: Path) -> Iterator[_Found]:
         if path.suffix.lower() in MANIFEST_SUFFIXES:
             for entry in read_manifest(path):
+                if entry.problem:
+                    ref = SlideRef(path=entry.path, slide_id=entry.slide_id or entry.path.stem)
+                    self.refused.append(Refused(ref, entry.problem))
+                    continue
                 self._require_readable(entry.path, f"{entry.where}: ")
                 yield _Found(self._companions.of(entry.path), path.parent, entry)
         else:
@@ -307,23 +315,37 @@ def _is_text(name: str) -> bool:
 def _tell_apart(
     slides: Sequence[SlideRef], found: Sequence[_Found]
 ) -> tuple[tuple[SlideRef, ...], tuple[Refused, ...]]:
-    """Take out the slides whose id another one has: their outputs would be each other's."""
+    """Take out the slides whose id another one has, or cannot name files."""
     sharing: dict[str, list[tuple[SlideRef, _Found]]] = {}
     for slide, source in zip(slides, found, strict=True):
         sharing.setdefault(slide.slide_id, []).append((slide, source))
-    refused = []
+    apart, refused = [], []
     for slide_id, group in sharing.items():
         if len(group) == 1:
+            slide = group[0][0]
+            if len(os.fsencode(PurePath(slide_id).name)) > MAX_NAME_BYTES:
+                refused.append(Refused(slide, _too_long(slide)))
+            else:
+                apart.append(slide)
             continue
-        relative = {_slide_id(source, "relpath") for _, source in group}
-        way_out = "slide_id=relpath, or " if len(relative) == len(group) else ""
-        paths = " and ".join(str(slide.path) for slide, _ in group)
-        reason = (
-            f"{len(group)} slides have the id {slide_id!r}: {paths}. "
-            f"Use {way_out}a manifest with a slide_id column."
-        )
-        refused += [Refused(slide, reason) for slide, _ in group]
-    return tuple(group[0][0] for group in sharing.values() if len(group) == 1), tuple(refused)
+        refused += [Refused(slide, _shared(slide, group)) for slide, _ in group]
+    return tuple(apart), tuple(refused)
+
+
+def _shared(slide: SlideRef, group: Sequence[tuple[SlideRef, _Found]]) -> str:
+    others = " and ".join(str(other.path) for other, _ in group if other is not slide)
+    way_out = "Give each its own slide_id in a manifest."
+    by_hand = any(source.entry and source.entry.slide_id for _, source in group)
+    if not by_hand and len({_slide_id(source, "relpath") for _, source in group}) == len(group):
+        way_out = "Use slide_id=relpath, or a manifest with a slide_id column."
+    return f"{slide.path} has the id {slide.slide_id!r}, and so has {others}. {way_out}"
+
+
+def _too_long(slide: SlideRef) -> str:
+    return (
+        f"{slide.path}: its id has more than the {MAX_NAME_BYTES} bytes that leave room for the "
+        "suffixes of its outputs. Give it a shorter one by a manifest's slide_id."
+    )
 
 
 def _missing(word: str) -> str:

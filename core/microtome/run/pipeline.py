@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome._version import __version__
-from microtome.errors import MicrotomeError, StoreError
+from microtome.errors import IdentityError, MicrotomeError, StoreError
 from microtome.plugin.protocols import TileSink
 from microtome.run.attributes import feature_attributes, slide_attributes
 from microtome.run.budget import cpu_budget
@@ -27,13 +26,13 @@ from microtome.run.identities import (
     image_identity,
     tissue_identity,
 )
+from microtome.run.overlays import draw_overlays
 from microtome.run.pixels import PixelPass
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
 from microtome.run.progress import Reporter
+from microtome.run.settings import OVERLAYS
 from microtome.run.tissue import find_tissue
-from microtome.slide.imaging import render_view
 from microtome.slide.opening import OpenedSlide, open_slide
-from microtome.slide.overlay import draw_overlay
 from microtome.slide.tissue import mask_regions, regions_geojson
 from microtome.slide.types import SlideRef, TileGrid, TissueMask
 from microtome.store.attributes import write_folder_record
@@ -45,13 +44,9 @@ from microtome.store.publish import (
     SlideContent,
     publish,
     publish_slide,
-    write_bytes,
     write_json,
 )
 from microtome.store.status import SlideStatus, read_status, write_status
-
-OVERLAY_PX = 1024
-"""Longest side of an overlay."""
 
 
 def process_slide(plan: RunPlan, ref: SlideRef, reporter: Reporter) -> SlideStatus:
@@ -69,11 +64,13 @@ def process_slide(plan: RunPlan, ref: SlideRef, reporter: Reporter) -> SlideStat
     try:
         with ExitStack() as stack:
             work.run(stack)
+        status = work.finished()
+        write_status(plan.layout.status(ref.slide_id), status)
     except Exception as error:  # noqa: BLE001 - one bad slide never stops the others
         status = work.failed(error)
-    else:
-        status = work.finished()
-    write_status(plan.layout.status(ref.slide_id), status)
+        if work.is_own and not work.is_refused(error):
+            with suppress(StoreError):  # the run's own record tells of it too
+                write_status(plan.layout.status(ref.slide_id), status)
     return status
 
 
@@ -94,6 +91,7 @@ class SlideWork:
         reader: Which reader, once open.
         why: Why this one.
         fingerprint: The slide's.
+        warnings: What the user should know of it.
         began: When, UTC.
     """
 
@@ -109,6 +107,7 @@ class SlideWork:
     reader: str = ""
     why: str = ""
     fingerprint: str = ""
+    warnings: list[str] = field(default_factory=list)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def run(self, stack: ExitStack) -> None:
@@ -124,17 +123,36 @@ class SlideWork:
             grid = self.plan.tiler.plan(slide.info, mask)
             identity = coords_identity(self.plan, tissue)
             self.identities["coords"] = identity.digest
+            if not len(grid):
+                self.warnings.append(_why_empty(slide, mask, grid))
+        with self._timed("check"):
             holdings = take_stock(self.plan, self.ref, self.fingerprint, identity)
             self.outputs |= {
                 writer.name: self.plan.layout.slide(writer.spec, self.ref.slide_id)
                 for writer in self.plan.writers
             }
+            self.warnings += holdings.warnings
         if holdings.complete:
             coords = grid.coords if holdings.coords is None else holdings.coords
         else:
             coords = self._produce(slide, grid, identity, holdings)
         self.tiles = len(coords)
         self._overlays(slide, mask, replace(grid, coords=coords, columns={}))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the status record of that name is this slide's, or nobody's."""
+        path = self.plan.layout.status(self.ref.slide_id)
+        if self.plan.config.force or not path.exists():
+            return True
+        before = read_status(path)
+        same = before.path == str(self.ref.path) or before.fingerprint == self.fingerprint
+        return same or before.state == "failed"
+
+    def is_refused(self, error: Exception) -> bool:
+        """Whether nothing was touched, so that the record of what is there still holds."""
+        there = self.plan.layout.status(self.ref.slide_id).exists()
+        return isinstance(error, IdentityError) and there
 
     def finished(self) -> SlideStatus:
         """Describe a slide that went well."""
@@ -165,6 +183,7 @@ class SlideWork:
             seconds={stage: round(value, 3) for stage, value in self.seconds.items()},
             outputs={name: layout.relative(path) for name, path in self.outputs.items()},
             identities=dict(self.identities),
+            warnings=tuple(self.warnings),
             started=self.began.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
@@ -183,6 +202,13 @@ class SlideWork:
 
     def _open(self) -> OpenedSlide:
         self.fingerprint = fingerprint(self.ref.path, self.ref.companions)
+        if not self.is_own:
+            before = read_status(self.plan.layout.status(self.ref.slide_id))
+            raise IdentityError(
+                f"The output holds another slide of the id {self.ref.slide_id!r}, {before.path}; "
+                f"this one is {self.ref.path}. Tell them apart with slide_id=relpath or a "
+                "manifest's slide_id."
+            )
         choice = self.plan.config.reader
         slide = open_slide(
             self.ref, reader=choice.plugin, config=choice.config, registry=self.plan.registry
@@ -235,6 +261,8 @@ class SlideWork:
             with self._timed("write"):
                 for holding in holdings.stores:
                     self._publish(holding, replace(content, features=features))
+            # What a sink's folder says of its tiles is known only now.
+            attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
         self.wrote = True
         return content.coords
 
@@ -294,41 +322,33 @@ class SlideWork:
                 "nothing was added to it. Compute it again with force=true."
             )
         mine = {name: content.features[name] for name in holding.missing}
+        attributes = {**content.attributes, "writer": holding.store.fields}
         publish_slide(
             holding.path,
             holding.store.writer,
             holding.store.spec,
-            replace(content, features=mine),
+            replace(content, features=mine, attributes=attributes),
             force=holding.replace,
         )
 
     def _overlays(self, slide: OpenedSlide, mask: TissueMask, grid: TileGrid | None) -> None:
-        kinds = [k for k in self.plan.config.visualize if grid is not None or k != "grid"]
-        paths = {kind: self.plan.layout.visualization(self.ref.slide_id, kind) for kind in kinds}
+        named = {k: self.plan.layout.visualization(self.ref.slide_id, k) for k in OVERLAYS}
+        # Those of an earlier run are kept true, asked for or not.
+        wanted = {
+            k for k, path in named.items() if k in self.plan.config.visualize or path.exists()
+        }
+        paths = {k: named[k] for k in OVERLAYS if k in wanted and (grid is not None or k != "grid")}
         self.outputs |= {f"{kind} overlay": path for kind, path in paths.items()}
-        there = all(path.exists() for path in paths.values())
-        if not paths or (there and not self.wrote and self._same_as_before()):
-            return
-        with self._timed("overlays"):
-            view = render_view(slide.ref, slide.reader, slide.info, mpp=None, max_px=OVERLAY_PX)
-            for kind, path in paths.items():
-                write_bytes(path, _png(draw_overlay(kind, view, mask=mask, grid=grid)))
-
-    def _same_as_before(self) -> bool:
-        """Whether the slide's last status tells of the same tissue and coordinates."""
-        path = self.plan.layout.status(self.ref.slide_id)
-        if not path.exists():
-            return False
-        before = read_status(path)
-        return all(
-            before.identities.get(name) == self.identities.get(name)
-            for name in ("tissue", "coords")
-        )
+        if paths:
+            with self._timed("overlays"):
+                draw_overlays(slide, paths, self.identities, mask=mask, grid=grid)
 
 
-def _png(picture: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
+def _why_empty(slide: OpenedSlide, mask: TissueMask, grid: TileGrid) -> str:
+    """Say why a slide has no tile."""
+    if not mask.array.any():
+        return "no tissue was found"
+    width, height = grid.geometry.size_level0
+    if width > slide.info.width or height > slide.info.height:
+        return "the slide is smaller than one tile; tiler.edge=pad fills it up"
+    return f"no tile holds enough tissue, which is {mask.fraction:.2%} of the slide"

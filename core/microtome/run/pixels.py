@@ -24,6 +24,9 @@ from microtome.slide.imaging import read_tiles, resample_tiles
 from microtome.slide.types import TileGrid
 from microtome.store.publish import FeatureScratch
 
+READ_BYTES = 64 << 20
+"""Pixels that one reader thread holds before resampling: tiles read at 5x from 40x are large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
@@ -164,7 +167,15 @@ def iterate_tiles(
 
 
 def _read(reader: Reader, grid: TileGrid, rows: NDArray[np.int64]) -> Tiles:
+    """Read a batch, as much of it at once as `READ_BYTES` holds before it is resampled."""
     geometry = grid.geometry
     boxes = grid.coords[rows, :4].astype(np.int64)
-    pixels, has_background = read_tiles(reader, geometry.level, boxes)
-    return Tiles(rows, resample_tiles(pixels, geometry.size, geometry.resample), has_background)
+    width, height = geometry.read_size
+    at_once = max(1, READ_BYTES // (width * height * reader.info.channels))
+    parts = []
+    for start in range(0, len(rows), at_once):
+        pixels, background = read_tiles(reader, geometry.level, boxes[start : start + at_once])
+        parts.append((resample_tiles(pixels, geometry.size, geometry.resample), background))
+    if len(parts) == 1:
+        return Tiles(rows, *parts[0])
+    return Tiles(rows, *(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from microtome.plugin.specs import (
     TilerSpec,
     WriterSpec,
 )
-from microtome.run.devices import resolve_device, resolve_precision
-from microtome.run.settings import OVERLAYS, TASKS, Choice, EncoderChoice, RunConfig
+from microtome.run.devices import describe_fallback, resolve_device, resolve_precision
+from microtome.run.settings import Choice, EncoderChoice, RunConfig
 from microtome.run.target import (
     describe_target,
     has_target,
@@ -25,7 +25,8 @@ from microtome.run.target import (
     settle_target,
     target_fields,
 )
-from microtome.store.identity import describe
+from microtome.slide.opening import AUTO
+from microtome.store.identity import SPEC_FIELDS, describe
 from microtome.store.layout import OutputLayout
 
 
@@ -41,6 +42,7 @@ class PlannedEncoder:
         precision: Resolved.
         batch_size: Tiles at once.
         fields: What its features' identity depends on.
+        registry: Where it is from.
         loaded: Whether its weights are.
     """
 
@@ -51,6 +53,7 @@ class PlannedEncoder:
     precision: str
     batch_size: int
     fields: dict[str, Any]
+    registry: Registry
     loaded: bool = False
 
     @property
@@ -63,9 +66,11 @@ class PlannedEncoder:
 
         Raises:
             EncoderError: If they cannot be had.
+            PluginError: If the plugin fails in another way.
         """
         if not self.loaded:
-            self.encoder.load(self.device, self.precision)
+            with self.registry.blame("encoder", self.spec.name, "loaded"):
+                self.encoder.load(self.device, self.precision)
             self.loaded = True
 
     def __str__(self) -> str:
@@ -114,6 +119,7 @@ class RunPlan:
         segmenter_fields: What its masks' identity depends on.
         tiler: The object.
         tiler_fields: What its grids' identity depends on.
+        reader_fields: The reader's own options, so far as they change what it reads.
         encoders: In the order asked for.
         stores: Writers of features.
         images: Writers of pixels.
@@ -128,6 +134,7 @@ class RunPlan:
     segmenter_fields: dict[str, Any]
     tiler: Tiler
     tiler_fields: dict[str, Any]
+    reader_fields: dict[str, Any]
     encoders: tuple[PlannedEncoder, ...]
     stores: tuple[PlannedStore, ...]
     images: tuple[PlannedImages, ...]
@@ -159,7 +166,6 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         PluginError: If a plugin is unknown, broken or misses a library.
         EncoderError: If an encoder's model is not what it says.
     """
-    _check(config)
     notes: list[str] = []
     encoders = _plan_encoders(config, registry, notes)
     tiler_spec, tiler_config = _plan_tiler(config, registry, encoders, notes)
@@ -176,30 +182,13 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         segmenter_fields=describe(segmenter_spec, segmenter_config),
         tiler=registry.create("tiler", tiler_spec.name, tiler_config),
         tiler_fields=tiler_fields,
+        reader_fields=_reader_fields(config, registry),
         encoders=encoders,
         stores=stores,
         images=images,
-        layout=OutputLayout(config.output, _tiling(config, tiler_config)),
+        layout=OutputLayout(config.output, _tiling(config, tiler_fields)),
         notes=tuple(notes),
     )
-
-
-def _check(config: RunConfig) -> None:
-    for key, value, allowed in (
-        ("task", config.task, TASKS),
-        ("formats", config.formats, ("wsi", "all")),
-        ("slide_id", config.slide_id, ("stem", "relpath")),
-        ("feature_dtype", config.feature_dtype, ("float32", "float16")),
-        *(("visualize", name, OVERLAYS) for name in config.visualize),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}.")
-    if config.batch_size < 1:
-        raise ConfigError(f"batch_size={config.batch_size} must be at least 1.")
-    if config.threads is not None and config.threads < 1:
-        raise ConfigError(f"threads={config.threads} must be at least 1.")
-    if config.mpp is not None and not 0 < config.mpp < float("inf"):
-        raise ConfigError(f"mpp={config.mpp} must be a positive number of µm per pixel.")
 
 
 def _configured(registry: Registry, kind: str, choice: Choice) -> tuple[Any, Any]:
@@ -217,8 +206,8 @@ def _plan_encoders(
     for name in {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"Two encoders are named {name!r}; give one a key of its own.")
     for encoder, choice in zip(planned, config.encoders, strict=True):
-        if "torch" in encoder.spec.requires and encoder.device == "cpu" and choice.device == "auto":
-            notes.append(f"{encoder.name} runs on the CPU: torch sees no GPU.")
+        if told := describe_fallback(encoder.spec, choice, encoder.device):
+            notes.append(told)
     return planned
 
 
@@ -230,16 +219,12 @@ def make_encoder(choice: EncoderChoice, registry: Registry) -> PlannedEncoder:
         PluginError: If the plugin is unknown or misses a library.
         EncoderError: If its card makes no sense.
     """
-    if choice.batch_size < 1:
-        raise ConfigError(
-            f"encoder.{choice.name}.batch_size={choice.batch_size} must be at least 1."
-        )
     spec, options = _configured(registry, "encoder", choice)
     encoder: Encoder = registry.create("encoder", spec.name, options)
     if encoder.card.dim < 1:
         raise EncoderError(f"The card of {choice.name} says {encoder.card.dim} columns.")
     device = resolve_device(spec, choice)
-    precision = resolve_precision(encoder.card, choice, device)
+    precision = resolve_precision(spec, encoder.card, choice, device)
     fields = describe(spec, options)
     weights = getattr(encoder, "weights", None)
     if weights is not None:
@@ -254,6 +239,7 @@ def make_encoder(choice: EncoderChoice, registry: Registry) -> PlannedEncoder:
         precision=precision,
         batch_size=choice.batch_size,
         fields=fields,
+        registry=registry,
     )
 
 
@@ -270,12 +256,19 @@ def _plan_tiler(
     spec, options = _configured(registry, "tiler", config.tiler)
     if has_target(options):
         options, told = settle_target(options, {e.name: e.card for e in encoders})
-        notes += told
+        notes += told if config.task != "tissue" else []
     return spec, options
 
 
-def _tiling(config: RunConfig, options: Any) -> str:
-    return name_tiling(config.tiler.plugin, options) if config.tiling == "auto" else config.tiling
+def _tiling(config: RunConfig, fields: Mapping[str, Any]) -> str:
+    return name_tiling(fields) if config.tiling == "auto" else config.tiling
+
+
+def _reader_fields(config: RunConfig, registry: Registry) -> dict[str, Any]:
+    if config.reader.plugin == AUTO:
+        return {}
+    fields = describe(*_configured(registry, "reader", config.reader))
+    return {name: value for name, value in fields.items() if name not in SPEC_FIELDS}
 
 
 def _plan_writers(

@@ -173,7 +173,8 @@ def describe_slide(status: SlideStatus) -> str:
     tiles = "" if status.tiles is None else f", {status.tiles} tiles"
     encoding = status.seconds.get("tiles", 0.0)
     rate = f", {status.tiles / encoding:.0f} tiles/s" if status.tiles and encoding > 0 else ""
-    return f"{status.slide_id}: {status.state}{tiles} in {duration(seconds)}{rate}"
+    why = f" ({'; '.join(status.warnings)})" if status.warnings else ""
+    return f"{status.slide_id}: {status.state}{tiles} in {duration(seconds)}{rate}{why}"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,12 @@ from types import FrameType
 from typing import Any
 
 from microtome._version import __version__
+from microtome.errors import StoreError
 from microtome.plugin.registry import Registry, get_registry
 from microtome.run.attributes import provenance
 from microtome.run.budget import cpu_budget
-from microtome.run.inputs import SlideList, find_slides
+from microtome.run.inputs import Refused, SlideList, find_slides
+from microtome.run.overlays import clashing
 from microtome.run.pipeline import process_slide
 from microtome.run.plan import RunPlan, make_plan
 from microtome.run.progress import Reporter, duration, make_reporter
@@ -94,7 +96,9 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
         KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
     """
     slides = find_slides(plan.config, plan.registry)
-    result = RunResult(notes=[plan.first_line, *plan.notes, *slides.notes])
+    slides = _refuse_clashes(plan, slides)
+    notes = [plan.first_line, *plan.notes, *_unused_masks(plan, slides), *slides.notes]
+    result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
     _prepare(plan, slides)
     with reporter, _sigterm_interrupts(), _cpu_budget(plan.config.threads):
@@ -122,6 +126,32 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     return result
 
 
+def _refuse_clashes(plan: RunPlan, slides: SlideList) -> SlideList:
+    """Take out slides whose overlays have the name of another one's."""
+    clashes = clashing(plan.layout, plan.config.visualize, slides.slides)
+    refused = tuple(
+        Refused(
+            ref,
+            f"The overlays of {ref.slide_id!r} and {clashes[ref.slide_id][0]!r} would both be "
+            f"{clashes[ref.slide_id][1]}. Name one of them by a manifest's slide_id, or leave "
+            "out visualize.",
+        )
+        for ref in slides.slides
+        if ref.slide_id in clashes
+    )
+    apart = tuple(ref for ref in slides.slides if ref.slide_id not in clashes)
+    return SlideList(apart, slides.notes, slides.refused + refused)
+
+
+def _unused_masks(plan: RunPlan, slides: SlideList) -> list[str]:
+    """Say that masks were given which the segmenter does not look at."""
+    given = sum(ref.mask_path is not None for ref in slides.slides)
+    if not given or hasattr(plan.segmenter, "sources"):
+        return []
+    name = plan.segmenter_spec.name
+    return [f"mask_path of {given} slides is not used by segmenter={name}; segmenter=file does."]
+
+
 def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[SlideStatus]:
     """Do one slide after the other; those refused are told first and leave no record."""
     for refused in slides.refused:
@@ -144,13 +174,12 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
     slides = "slide" if len(result.statuses) == 1 else "slides"
     lines = [f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"]
-    lines.append(f"made: {plan.first_line}")
-    for writer in plan.writers:
-        pattern = plan.layout.slide(writer.spec, "<slide>")
-        lines.append(f"{writer.name}: {pattern}")
-    lines.append(f"tissue: {config.output / 'tissue'}")
-    if config.visualize:
-        lines.append(f"overlays: {plan.layout.visualization('<slide>', 'grid').parent}")
+    lines.append(f"asked for: {plan.first_line}")
+    if any(status.state != "failed" for status in result.statuses):
+        lines += [f"{w.name}: {plan.layout.slide(w.spec, '<slide>')}" for w in plan.writers]
+        lines.append(f"tissue: {plan.layout.tissue_folder}")
+        if config.visualize:
+            lines.append(f"overlays: {plan.layout.visualization_folder}")
     failed = [
         f"failed: {status.slide_id} at {status.stage}: {status.message}"
         for status in result.statuses
@@ -166,11 +195,25 @@ def _prepare(plan: RunPlan, slides: SlideList) -> None:
     Loading now tells of a missing file or a closed gate before any slide is opened.
     """
     ids = [ref.slide_id for ref in slides.slides]
-    paths = [plan.layout.slide(store.spec, name) for store in plan.stores for name in ids]
     _sweep(plan, ids)
-    if plan.config.force or not all(path.exists() for path in paths):
+    if plan.encoders and any(_lacks_features(plan, name) for name in ids):
         for encoder in plan.encoders:
             encoder.ensure_loaded()
+
+
+def _lacks_features(plan: RunPlan, slide_id: str) -> bool:
+    wanted = {encoder.name for encoder in plan.encoders}
+    for store in plan.stores:
+        path = plan.layout.slide(store.spec, slide_id)
+        if plan.config.force or not path.exists():
+            return True
+        with (
+            suppress(StoreError),
+            store.writer.open_stored(path) as stored,
+        ):  # told when its turn comes
+            if wanted - set(stored.feature_names()):
+                return True
+    return False
 
 
 def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
@@ -194,7 +237,7 @@ def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, An
         "microtome_version": __version__,
         "provenance": provenance(),
         "config": dict(plan.config.resolved),
-        "made": plan.first_line,
+        "asked_for": plan.first_line,
         "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
         "segmenter": plan.segmenter_fields,
         "tiler": plan.tiler_fields,

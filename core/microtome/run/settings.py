@@ -6,17 +6,42 @@ knows of either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from microtome.errors import ConfigError
 
 TASKS = ("process", "coords", "tissue")
 """What a run can end with: features, coordinates, or the tissue mask."""
 
 OVERLAYS = ("grid", "mask", "contours")
 """The overlays that ``visualize`` can name."""
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""The precisions that a model can run with."""
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}.")
+
+
+def _at_least_one(key: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{key}={value} must be at least 1.")
+
+
+def _within(key: str, value: float, most: float) -> None:
+    if not 0 <= value <= most or math.isinf(value):
+        upwards = "0 or more" if math.isinf(most) else f"from 0 to {most:g}"
+        raise ConfigError(f"{key}={value:g} must be {upwards}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +79,15 @@ class EncoderChoice(Choice):
     precision: str = "auto"
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        where = f"encoder.{self.name}"
+        if not _DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                f"{where}.device={self.device} is not auto, cpu, mps, cuda or a certain cuda:1."
+            )
+        _one_of(f"{where}.precision", self.precision, ("auto", *PRECISIONS))
+        _at_least_one(f"{where}.batch_size", self.batch_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TissueSettings:
@@ -70,6 +104,10 @@ class TissueSettings:
     min_region_fraction: float = 0.0
     min_hole_um2: float = 0.0
     min_hole_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _within(f"tissue.{name}", value, 1.0 if name.endswith("fraction") else math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +129,11 @@ class FilterSettings:
     white_drop_from: float = 0.7
     black_gray_below: int = 50
     black_drop_from: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "enabled":
+                _within(f"filter.{name}", value, 1 if name.endswith("drop_from") else 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +189,16 @@ class RunConfig:
     batch_size: int = 32
     threads: int | None = None
     resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, TASKS)
+        _one_of("formats", self.formats, ("wsi", "all"))
+        _one_of("slide_id", self.slide_id, ("stem", "relpath"))
+        _one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
+        for name in self.visualize:
+            _one_of("visualize", name, OVERLAYS)
+        _at_least_one("batch_size", self.batch_size)
+        if self.threads is not None:
+            _at_least_one("threads", self.threads)
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            raise ConfigError(f"mpp={self.mpp:g} is no size: give µm per pixel, above 0.")

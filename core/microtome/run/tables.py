@@ -37,12 +37,13 @@ class ManifestEntry:
     """A slide as a manifest's row describes it.
 
     Attributes:
-        path: Absolute; exists.
+        path: Absolute.
         where: ``<file> line <n>``, for messages.
         slide_id: As written, or None.
         mpp: Level-0 µm per pixel, or None.
-        mask_path: Absolute; exists; or None.
+        mask_path: Absolute, or None.
         extra: The other columns.
+        problem: Why this slide cannot be done, or empty.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class ManifestEntry:
     mpp: float | None = None
     mask_path: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
@@ -82,25 +84,24 @@ def _entry(folder: Path, row: Row, slide: str, mask: str) -> ManifestEntry:
     mpp, slide_id = values.pop("mpp", ""), values.pop("slide_id", "")
     if not name:
         raise InputError(f"{row.where}: the column {slide!r} is empty.")
+    path = _find(folder, name)
+    mask_path = _find(folder, mask_name) if mask_name else None
+    missing = [given for given in (path, mask_path) if given is not None and not given.is_file()]
     return ManifestEntry(
-        path=_existing(folder, name, row),
+        path=path,
         where=row.where,
         slide_id=slide_id or None,
         mpp=_positive(mpp, row) if mpp else None,
-        mask_path=_existing(folder, mask_name, row) if mask_name else None,
+        mask_path=mask_path,
         extra=values,
+        problem=f"{row.where}: there is no file {str(missing[0])!r}." if missing else "",
     )
 
 
-def _existing(folder: Path, name: str, row: Row) -> Path:
-    for base in (folder, Path.cwd()):
-        path = absolute(base / name)
-        if path.is_file():
-            return path
-    raise InputError(
-        f"{row.where}: there is no file {name!r}, neither beside the manifest nor in the working "
-        "directory."
-    )
+def _find(folder: Path, name: str) -> Path:
+    """Look for a file beside the manifest, then in the working directory."""
+    beside, here = absolute(folder / name), absolute(Path.cwd() / name)
+    return here if here.is_file() and not beside.is_file() else beside
 
 
 def absolute(path: Path) -> Path:

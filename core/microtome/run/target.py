@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from microtome.errors import ConfigError
 from microtome.plugin.specs import EncoderCard
+from microtome.store.identity import SPEC_FIELDS
 
 DEFAULT_SIZE = 256
 DEFAULT_MAGNIFICATION = 20.0
@@ -81,14 +83,32 @@ def describe_target(fields: Mapping[str, Any]) -> str:
     return f"{fields['size']} px at {fields['magnification']:g}x"
 
 
-def name_tiling(plugin: str, options: Any) -> str:
-    """Name a tiling's folder by its geometry: ``20x_256px_0px``, the last being the overlap."""
-    if not has_target(options):
-        return plugin
-    fields = target_fields(options)
-    physical = fields["mpp"] is not None
-    target = f"{fields['mpp']:g}mpp" if physical else f"{fields['magnification']:g}x"
-    return f"{target}_{fields['size']}px_{fields['size'] - fields['step']}px"
+def name_tiling(fields: Mapping[str, Any]) -> str:
+    """Name a tiling's folder by what it is, so that no two tilings share one.
+
+    ``20x_256px_0px`` is magnification, size and overlap; any other option follows where it is not
+    at its default: ``20x_256px_0px_min_tissue0.5``.
+
+    Args:
+        fields: What the tiling's identity depends on.
+    """
+    parts = [str(fields["plugin"])]
+    if {"size", "step", "magnification", "mpp"} <= fields.keys():
+        physical = fields["mpp"] is not None
+        target = f"{fields['mpp']:g}mpp" if physical else f"{fields['magnification']:g}x"
+        size = f"{fields['size']}px_{fields['size'] - fields['step']}px"
+        parts = [target, size] if fields["plugin"] == "grid" else [*parts, target, size]
+    named = {"size", "step", "magnification", "mpp", *SPEC_FIELDS}
+    parts += [f"{name}{_in_a_name(fields[name])}" for name in sorted(fields) if name not in named]
+    return "_".join(parts)
+
+
+def _in_a_name(value: Any) -> str:
+    """Write a value so that it can stand in a folder's name."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(_in_a_name, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.-]", "-", text)
 
 
 def _agreed(values: Sequence[Any]) -> Any:

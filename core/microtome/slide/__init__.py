@@ -12,6 +12,10 @@ from enum import Enum
 
 from microtome.plugin import TilerSpec, hookimpl, option, runtime
 
+DEFAULT_SIZE = 256
+DEFAULT_MAGNIFICATION = 20.0
+"""What tiles are where neither the user nor an encoder's card says."""
+
 
 class TissueRule(Enum):
     """How a tile is judged by the tissue mask."""

@@ -11,7 +11,8 @@ The convention of the whole project:
   that level, halves up, so without overlap both are equal and no column of tiles drifts.
 * A pixel ``l`` of a level is named by ``x = round(l x ds)``, and ``round(x / ds)`` is ``l``
   again for any ``ds >= 1``. Where ``ds`` is whole, so is ``x / ds``, and nobody interpolates;
-  elsewhere ``x`` is the nearest that an integer can be, at most ``0.5 / ds`` of a pixel away.
+  elsewhere ``x`` is the nearest that an integer can be, at most ``0.5 / ds`` of a pixel away,
+  and readers interpolate over that rest.
 """
 
 from __future__ import annotations
@@ -99,10 +100,10 @@ def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
             tile would be smaller than one pixel.
     """
     ratio = _ratio(info, target)
-    index = _choose_level(info, target, ratio)
+    index = _choose_level(info, target, ratio=ratio)
     ds = info.levels[index].downsample
-    read = _pixels(info, target, target.size, ratio, ds)
-    pitch = _pixels(info, target, target.stride, ratio, ds)
+    read = _pixels(info, target, length=target.size, ratio=ratio, ds=ds)
+    pitch = _pixels(info, target, length=target.stride, ratio=ratio, ds=ds)
     return TileGeometry(
         size=target.size,
         step=target.stride,
@@ -114,7 +115,7 @@ def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
         pitch_level0=(pitch[0] * ds, pitch[1] * ds),
         target_mpp=target.mpp,
         target_magnification=target.magnification,
-        effective_mpp=_effective_mpp(info, read, ds, target.size),
+        effective_mpp=_effective_mpp(info, target, read=read, ds=ds),
         edge=target.edge,
         resample=target.resample,
     )
@@ -167,7 +168,7 @@ def _physical(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
     return found.mpp_x, found.mpp_y
 
 
-def _choose_level(info: SlideInfo, target: TileTarget, ratio: tuple[float, float]) -> int:
+def _choose_level(info: SlideInfo, target: TileTarget, *, ratio: tuple[float, float]) -> int:
     """Choose the coarsest level that the target allows."""
     coarsest = min(ratio) * target.max_upsample * _FLOAT_SLACK
     fits = [i for i, level in enumerate(info.levels) if level.downsample <= coarsest]
@@ -191,7 +192,7 @@ def _level0(info: SlideInfo) -> str:
 
 
 def _pixels(
-    info: SlideInfo, target: TileTarget, length: int, ratio: tuple[float, float], ds: float
+    info: SlideInfo, target: TileTarget, *, length: int, ratio: tuple[float, float], ds: float
 ) -> tuple[int, int]:
     """Give a length at the target as whole pixels of a level, (x, y)."""
     x, y = (math.floor(length * axis / ds + 0.5) for axis in ratio)
@@ -204,12 +205,12 @@ def _pixels(
 
 
 def _effective_mpp(
-    info: SlideInfo, read: tuple[int, int], ds: float, size: int
+    info: SlideInfo, target: TileTarget, *, read: tuple[int, int], ds: float
 ) -> tuple[float, float] | None:
     found = info.resolution
     if found.mpp_x is None or found.mpp_y is None:
         return None
-    return read[0] * ds * found.mpp_x / size, read[1] * ds * found.mpp_y / size
+    return read[0] * ds * found.mpp_x / target.size, read[1] * ds * found.mpp_y / target.size
 
 
 def _at_least(key: str, value: float, least: int) -> None:

@@ -2,6 +2,11 @@
 
 Transparency becomes the background's colour and overhang is filled with it here, so that a
 reader never sees a box outside its level and nothing downstream sees an alpha channel.
+
+On a level whose downsample is not whole, boxes lie between pixels, and where the slide ends or has
+a hole alpha says how much of a pixel is the slide's. From half on it is the slide's, below it is
+background. So OpenSlide's own reading beyond the slide gives the same, which is how anybody
+reproduces these pixels.
 """
 
 from __future__ import annotations
@@ -31,6 +36,11 @@ _BLOCK_SIDE = 4096
 _BLOCK_PIXELS = 1 << 24
 """Bounds of what `render_view` holds of a level at once: 48 MiB of RGB."""
 
+_HALF = 200
+"""The alpha from which a pixel between pixels is the slide's. Tiles are ``0.5 / downsample`` pixels
+off at most: from a downsample of 2 on, OpenSlide's alpha is then at least 143 within an opaque
+level (in its last corner) and at most 64 outside."""
+
 _COARSER = 1.01
 """A level, or boxes of one, this much coarser than a view will do for it: 16.002 for 16."""
 
@@ -48,7 +58,8 @@ def read_tiles(
 
     Returns:
         (n, height, width, 3) uint8 RGB, and (n,) bool: where any pixel of a row is background
-        that was filled in, for being transparent to any degree or outside the slide.
+        that was filled in, for being outside the slide or transparent: to any degree where the
+        level's downsample is whole, by more than half elsewhere.
 
     Raises:
         SlideReadError: If any of the data cannot be decoded.
@@ -126,7 +137,7 @@ def render_view(
             downsample=(1.0, 1.0),
             mpp=info.resolution.mpp,
         )
-    width, height = _view_size(info, mpp, max_px, min_px)
+    width, height = _view_size(info, mpp, max_px=max_px, min_px=min_px)
     index = _view_level(info, width, height)
     level = info.levels[index]
     box = max(1, int(_COARSER * min(level.width / width, level.height / height)))
@@ -158,16 +169,17 @@ def _read(
         return np.empty((0, 0, 0, 3), np.uint8), None, np.empty(0, np.bool_)
     width, height = (int(side) for side in boxes[0, 2:])
     out = np.empty((len(boxes), height, width, info.channels), np.uint8)
-    inside = _clip(boxes, info.levels[level])
-    outside = (inside[:, 2:] != boxes[:, 2:]).any(axis=1)
+    outside = (_clip(boxes, info.levels[level])[:, 2:] != boxes[:, 2:]).any(axis=1)
     whole = np.flatnonzero(~outside)
     if whole.size:
         reader.read_tiles(level, boxes[whole], out, whole)
     for row in np.flatnonzero(outside):
-        _read_overhanging(reader, level, boxes[row], inside[row], out[row])
+        _read_overhanging(reader, level, box=boxes[row], out=out[row])
     if info.channels == 3:
         return out, None, outside
     alpha = out[..., 3]
+    if info.levels[level].downsample % 1:
+        np.multiply(alpha >= _HALF, np.uint8(255), out=alpha)
     clear = (alpha < 255).any(axis=(1, 2))
     pixels = _drop_alpha(out)
     for row in np.flatnonzero(clear):
@@ -185,22 +197,19 @@ def _clip(boxes: NDArray[np.int64], level: Level) -> NDArray[np.int64]:
 
 
 def _read_overhanging(
-    reader: Reader,
-    level: int,
-    box: NDArray[np.int64],
-    inside: NDArray[np.int64],
-    out: NDArray[np.uint8],
+    reader: Reader, level: int, *, box: NDArray[np.int64], out: NDArray[np.uint8]
 ) -> None:
     """Fill one buffer with what a level has of a box, and background around it."""
-    info = reader.info
+    info, geometry = reader.info, reader.info.levels[level]
     out[..., :3] = info.background
     out[..., 3:] = 255
+    (inside,) = _clip(box[np.newaxis], geometry)
     width, height = (int(side) for side in inside[2:])
     if not width or not height:
         return
-    left, top = (inside[:2] - slide_to_level(box[:2], info.levels[level])).tolist()
+    left, top = (inside[:2] - slide_to_level(box[:2], geometry)).tolist()
     part = np.empty((1, height, width, info.channels), np.uint8)
-    at = level_to_slide(inside[:2], info.levels[level])
+    at = level_to_slide(inside[:2], geometry)
     reader.read_tiles(level, np.array([[*at, width, height]]), part, np.zeros(1, np.int64))
     out[top : top + height, left : left + width] = part[0]
 
@@ -256,7 +265,7 @@ def _area(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 _RECIPES = {"pil-bilinear": _pil_bilinear, "area": _area}
 
 
-def _view_size(info: SlideInfo, mpp: float | None, max_px: int, min_px: int) -> tuple[int, int]:
+def _view_size(info: SlideInfo, mpp: float | None, *, max_px: int, min_px: int) -> tuple[int, int]:
     """Give a view's (width, height) in pixels."""
     slide_mpp = info.resolution.mpp
     wanted = mpp / slide_mpp if mpp is not None and slide_mpp is not None else 1.0
@@ -307,11 +316,12 @@ def _block(level: Level, box: int) -> tuple[int, int]:
     tile_width, tile_height = level.tile or (1, 1)
     # Strips span the slide: cutting them would decode each several times.
     spans = tile_width >= level.width
-    width = _block_side(level.width, tile_width, box, level.width if spans else _BLOCK_SIDE)
-    return width, _block_side(level.height, tile_height, box, _BLOCK_PIXELS // width)
+    limit = level.width if spans else _BLOCK_SIDE
+    width = _block_side(level.width, tile_width, box=box, limit=limit)
+    return width, _block_side(level.height, tile_height, box=box, limit=_BLOCK_PIXELS // width)
 
 
-def _block_side(extent: int, tile: int, box: int, limit: int) -> int:
+def _block_side(extent: int, tile: int, *, box: int, limit: int) -> int:
     whole = -(-extent // box) * box
     if whole <= limit + box:
         return whole

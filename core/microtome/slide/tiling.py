@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, GeometryError
-from microtome.slide import GridConfig, TissueRule
+from microtome.slide import DEFAULT_MAGNIFICATION, DEFAULT_SIZE, GridConfig, TissueRule
 from microtome.slide.geometry import TileTarget, level_to_slide, plan_geometry, slide_to_level
 from microtome.slide.types import Level, SlideInfo, TileGeometry, TileGrid, TissueMask
-
-DEFAULT_SIZE = 256
-DEFAULT_MAGNIFICATION = 20.0
 
 _MAX_PLACES = 1 << 25
 """Places on one lattice: ten times what the largest slides have at 40x with half overlap."""
@@ -24,6 +22,23 @@ one level-0 pixel in a tile of 512."""
 
 _BAND = 256
 """Mask rows summed at once, so that a large mask is never held as integers."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lattice:
+    """Every place that a slide has for a tile.
+
+    Attributes:
+        geometry: The size of a tile.
+        extent: (width, height) of the slide at level 0.
+        x: Left edges of the columns, at level 0.
+        y: Top edges of the rows, at level 0.
+    """
+
+    geometry: TileGeometry
+    extent: tuple[int, int]
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
 
 
 class GridTiler:
@@ -70,23 +85,20 @@ class GridTiler:
             GeometryError: If the slide cannot give such tiles.
         """
         geometry = plan_geometry(info, self.target)
-        x, y = self._lattice(info, geometry)
-        fraction = _tissue_fraction(info, mask, geometry, x, y)
-        row, column = np.nonzero(self._keep(mask, geometry, x, y, fraction))
+        lattice = self._lattice(info, geometry)
+        fraction = _tissue_fraction(mask, lattice)
+        row, column = np.nonzero(self._keep(mask, lattice, fraction=fraction))
         coords = np.empty((row.size, 5), np.int32)
-        coords[:, 0], coords[:, 1] = x[column], y[row]
+        coords[:, 0], coords[:, 1] = lattice.x[column], lattice.y[row]
         coords[:, 2:4], coords[:, 4] = geometry.read_size, geometry.level
         columns = {"tissue_fraction": fraction[row, column].astype(np.float32)}
         return TileGrid(coords=coords, geometry=geometry, columns=MappingProxyType(columns))
 
-    def _lattice(
-        self, info: SlideInfo, geometry: TileGeometry
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Give the columns' x and the rows' y, at level 0."""
+    def _lattice(self, info: SlideInfo, geometry: TileGeometry) -> _Lattice:
         level = info.levels[geometry.level]
         origin = slide_to_level(np.array(self.config.origin), level)
         x, y = (
-            _places(int(origin[axis]), extent, geometry, axis)
+            _places(geometry, axis, origin=int(origin[axis]), extent=extent)
             for axis, extent in enumerate((level.width, level.height))
         )
         if len(x) * len(y) > _MAX_PLACES:
@@ -94,18 +106,18 @@ class GridTiler:
                 f"{info.path}: tiles of {geometry.size} px at a step of {geometry.step} have "
                 f"{len(x)} × {len(y)} places, too many. Raise tiler.step."
             )
-        return _at_level0(x, level), _at_level0(y, level)
+        return _Lattice(
+            geometry=geometry,
+            extent=(info.width, info.height),
+            x=_at_level0(x, level),
+            y=_at_level0(y, level),
+        )
 
     def _keep(
-        self,
-        mask: TissueMask,
-        geometry: TileGeometry,
-        x: NDArray[np.int64],
-        y: NDArray[np.int64],
-        fraction: NDArray[np.float64],
+        self, mask: TissueMask, lattice: _Lattice, *, fraction: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
         if self.config.rule is TissueRule.four_point:
-            return _four_point(mask, geometry, x, y)
+            return _four_point(mask, lattice)
         return fraction >= max(self.config.min_tissue - _NO_AREA, _NO_AREA)
 
 
@@ -124,7 +136,7 @@ def _target(config: GridConfig) -> TileTarget:
     )
 
 
-def _places(origin: int, extent: int, geometry: TileGeometry, axis: int) -> range:
+def _places(geometry: TileGeometry, axis: int, *, origin: int, extent: int) -> range:
     """Give where tiles start along one axis, in pixels of the level."""
     overhang = geometry.read_size[axis] if geometry.edge == "drop" else 1
     return range(origin, extent - overhang + 1, geometry.pitch[axis])
@@ -134,32 +146,25 @@ def _at_level0(places: range, level: Level) -> NDArray[np.int64]:
     return level_to_slide(np.arange(places.start, places.stop, places.step), level)
 
 
-def _tissue_fraction(
-    info: SlideInfo,
-    mask: TissueMask,
-    geometry: TileGeometry,
-    x: NDArray[np.int64],
-    y: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def _tissue_fraction(mask: TissueMask, lattice: _Lattice) -> NDArray[np.float64]:
     """Measure the share of every place on a lattice that is tissue, (len(y), len(x)).
 
     Exact: a mask pixel that a tile cuts counts by the area inside. Sums over columns come
     first, so a mask is passed over once however many tiles there are.
     """
-    width, height = geometry.size_level0
+    sides = lattice.geometry.size_level0
     (left, right), (top, bottom) = (
         (start / scale, np.minimum(start + side, extent) / scale)
-        for start, side, extent, scale in (
-            (x, width, info.width, mask.downsample[0]),
-            (y, height, info.height, mask.downsample[1]),
+        for start, side, extent, scale in zip(
+            (lattice.x, lattice.y), sides, lattice.extent, mask.downsample, strict=True
         )
     )
-    across = np.empty((mask.array.shape[0], len(x)))
+    across = np.empty((mask.array.shape[0], len(lattice.x)))
     for start in range(0, len(across), _BAND):
         band = slice(start, start + _BAND)
         across[band] = _interval_sums(mask.array[band], left, right)
     tissue = _interval_sums(across.T, top, bottom).T
-    area = width * height / (mask.downsample[0] * mask.downsample[1])
+    area = sides[0] * sides[1] / (mask.downsample[0] * mask.downsample[1])
     return np.clip(tissue / area, 0.0, 1.0)
 
 
@@ -186,23 +191,22 @@ def _interpolate(
     return total[:, below] * (1 - weight) + total[:, np.minimum(below + 1, last)] * weight
 
 
-def _four_point(
-    mask: TissueMask, geometry: TileGeometry, x: NDArray[np.int64], y: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _four_point(mask: TissueMask, lattice: _Lattice) -> NDArray[np.bool_]:
     """Judge places by probes at ``int(side // 2 * 0.5)`` level-0 pixels from their centres."""
-    side_x, side_y = geometry.size_level0
-    centre_x, centre_y = x + side_x / 2, y + side_y / 2
+    side_x, side_y = lattice.geometry.size_level0
+    centre_x, centre_y = lattice.x + side_x / 2, lattice.y + side_y / 2
     shift_x, shift_y = int(side_x // 2 * 0.5), int(side_y // 2 * 0.5)
-    inside = np.zeros((len(y), len(x)), np.bool_)
+    inside = np.zeros((len(lattice.y), len(lattice.x)), np.bool_)
     for at_y in (centre_y - shift_y, centre_y + shift_y):
         for at_x in (centre_x - shift_x, centre_x + shift_x):
-            inside |= _look_up(mask.array, mask.downsample, at_x, at_y)
-    return inside & ~_look_up(_holes(mask.array), mask.downsample, centre_x, centre_y)
+            inside |= _look_up(mask.array, mask.downsample, x=at_x, y=at_y)
+    return inside & ~_look_up(_holes(mask.array), mask.downsample, x=centre_x, y=centre_y)
 
 
 def _look_up(
     array: NDArray[np.bool_],
     downsample: tuple[float, float],
+    *,
     x: NDArray[np.floating],
     y: NDArray[np.floating],
 ) -> NDArray[np.bool_]:

@@ -31,14 +31,18 @@ def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Read what an identity was made of out of attributes; empty where they do not say."""
-    value = attributes.get(IDENTITY_FIELDS, {})
+    return parse_json(attributes.get(IDENTITY_FIELDS))
+
+
+def parse_json(value: object) -> dict[str, Any]:
+    """Read a mapping that a store may have kept as JSON text; empty where it is none."""
     if isinstance(value, Mapping):
         return dict(value)
     try:
-        fields = json.loads(value)
-    except (TypeError, ValueError):
+        found = json.loads(str(value))
+    except ValueError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_folder_record(folder: Path, attributes: Mapping[str, Any]) -> None:

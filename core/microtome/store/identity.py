@@ -47,6 +47,10 @@ class Identity:
         return {IDENTITY: self.digest, IDENTITY_FIELDS: _dumps(self.fields)}
 
 
+SPEC_FIELDS = ("plugin", "output_version")
+"""What `describe` says of a plugin besides its options."""
+
+
 def describe(spec: PluginSpec, config: object) -> dict[str, Any]:
     """Describe a plugin's part in an identity.
 

@@ -22,7 +22,7 @@ class WeightsConfig:
     """Options of every encoder with weights.
 
     The place of the weights is a runtime field: what is part of an identity is what the encoder
-    says of them (a revision, a file's SHA-256, a seed), so moving a file makes nothing stale.
+    says of them (their file's SHA-256, a seed), so moving or pinning them makes nothing stale.
     """
 
     weights: str = runtime(
@@ -43,7 +43,7 @@ class ModelConfig(WeightsConfig):
 class HubConfig(WeightsConfig):
     """Options of a catalogue entry whose weights live on the hub."""
 
-    revision: str = option("", help="Commit or tag on the hub; empty for the catalogue's.")
+    revision: str = runtime("", help="Commit or tag on the hub; empty for the catalogue's.")
 
 
 @dataclass

@@ -84,14 +84,14 @@ def _check_tiles(path: Path, level: int, page: Any) -> None:
         places = zip(page.dataoffsets, page.databytecounts, strict=True)
         for index, (offset, size) in enumerate(places):
             try:
-                _check_tile(file, offset, size, page)
+                _check_tile(file, page, offset=offset, size=size)
             except ValueError as error:
                 raise ValueError(f"tile {index} of level {level}: {error}") from error
     finally:
         os.close(file)
 
 
-def _check_tile(file: int, offset: int, size: int, page: Any) -> None:
+def _check_tile(file: int, page: Any, *, offset: int, size: int) -> None:
     if size == 0:
         raise ValueError("it is left out")
     head = os.pread(file, min(size, _HEAD), offset)

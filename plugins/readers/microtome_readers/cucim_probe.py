@@ -31,9 +31,9 @@ def compare(path: Path) -> str:
     for index, level in enumerate(reference.info.levels):
         tile = level.tile or (256, 256)
         width, height = min(tile[0], level.width), min(tile[1], level.height)
-        start = ((level.width - width) // 2, (level.height - height) // 2)
-        expected = reference.read_whole(index, *start, width, height)
-        pixels = read_whole(slide, index, start, (width, height))
+        box = ((level.width - width) // 2, (level.height - height) // 2, width, height)
+        expected = reference.read_whole(index, box)
+        pixels = read_whole(slide, index, box)
         off = float(np.abs(pixels.astype(np.int16) - expected).mean())
         if off > _TOLERANCE:
             return f"level {index} is {off:.1f} grey levels off"

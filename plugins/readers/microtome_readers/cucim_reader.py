@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import SlideInfo
 from microtome_readers import CucimConfig
 from microtome_readers.cucim_check import check_file
-from microtome_readers.placement import place, read_placed
+from microtome_readers.placement import Box, place, read_placed
 from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
 
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
@@ -66,9 +67,9 @@ class CucimReader:
     ) -> None:
         """Fill some rows of a buffer with regions of one level, as `Reader` says."""
         geometry = self._info.levels[level]
-        for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
-            placement = place((x, y, w, h), geometry.downsample)
-            out[row] = read_placed(lambda *box: self._region(level, *box), placement, geometry)
+        region = partial(self._region, level)
+        for box, row in zip(boxes.tolist(), rows.tolist(), strict=True):
+            out[row] = read_placed(region, place(box, geometry.downsample), geometry)
 
     def close(self) -> None:
         """Close the slide."""
@@ -76,28 +77,26 @@ class CucimReader:
             self._slide.close()
             self._slide = None
 
-    def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+    def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
         if self._slide is None:
             raise ValueError(f"{self._path} is closed")
         try:
-            return read_whole(self._slide, level, (x, y), (w, h))
+            return read_whole(self._slide, level, box)
         except _ERRORS as error:
+            x, y, w, h = box
             raise SlideReadError(
                 f"{self._path}: level {level} at pixel ({x}, {y}), {w} × {h} pixels cannot be "
                 f"read: {error}"
             ) from error
 
 
-def read_whole(
-    slide: Any, level: int, start: tuple[int, int], size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def read_whole(slide: Any, level: int, box: Box) -> NDArray[np.uint8]:
     """Read whole pixels of a level.
 
     Args:
         slide: Of `open_cucim`.
         level: Its index.
-        start: (x, y) of the first pixel, in the level.
-        size: (width, height).
+        box: In pixels of the level.
 
     Returns:
         (height, width, 3) uint8.
@@ -107,9 +106,10 @@ def read_whole(
     """
     # cuCIM takes level-0 positions and rounds them down to pixels of the level.
     ratio = float(slide.resolutions["level_downsamples"][level])
-    location = (math.ceil(start[0] * ratio), math.ceil(start[1] * ratio))
-    pixels = np.asarray(slide.read_region(location, size, level))
-    if pixels.shape != (size[1], size[0], 3) or pixels.dtype != np.uint8:
+    x, y, w, h = box
+    location = (math.ceil(x * ratio), math.ceil(y * ratio))
+    pixels = np.asarray(slide.read_region(location, (w, h), level))
+    if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"cuCIM gives {pixels.shape} {pixels.dtype}")
     return pixels
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import RGB, WHITE, Level, SlideInfo
 from microtome_readers import OpenSlideConfig
-from microtome_readers.placement import place
+from microtome_readers.placement import Box
 from microtome_readers.tifftags import TAG_ERRORS
 
 _TILE_LIMIT = 1 << 28
@@ -66,9 +66,8 @@ class OpenSlideReader:
         """Fill some rows of a buffer with regions of one level, as `Reader` says."""
         if self._closed:
             raise ValueError(f"{self._path} is closed")
-        for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
-            out[row] = self._region(level, x, y, w, h)
-            self._mend_alpha(out[row], level, (x, y, w, h))
+        for box, row in zip(boxes.tolist(), rows.tolist(), strict=True):
+            out[row] = self._region(level, box)
 
     def close(self) -> None:
         """Close the slide."""
@@ -76,7 +75,8 @@ class OpenSlideReader:
             self._closed = True
             self._slide.close()
 
-    def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+    def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
+        x, y, w, h = box
         try:
             return np.asarray(self._slide.read_region((x, y), level, (w, h)))
         except openslide.OpenSlideError as error:
@@ -84,25 +84,6 @@ class OpenSlideReader:
                 f"{self._path}: level {level} at x={x}, y={y}, {w} × {h} pixels cannot be read: "
                 f"{error}"
             ) from error
-
-    def _mend_alpha(
-        self, pixels: NDArray[np.uint8], level: int, box: tuple[int, int, int, int]
-    ) -> None:
-        """Undo what OpenSlide's interpolation between pixels does to opaque ones.
-
-        Where four tiles meet it rounds alpha down by one or two, and in a level's last column
-        and row it blends with what lies outside the slide.
-        """
-        geometry = self._info.levels[level]
-        placed = place(box, geometry.downsample)
-        if not (placed.right or placed.down):
-            return
-        alpha = pixels[..., 3]
-        if placed.right and placed.x + placed.width == geometry.width and placed.width > 1:
-            alpha[:, -1] = alpha[:, -2]
-        if placed.down and placed.y + placed.height == geometry.height and placed.height > 1:
-            alpha[-1] = alpha[-2]
-        alpha[alpha > 251] = 255
 
     def _describe(self) -> SlideInfo:
         properties = dict(self._slide.properties)

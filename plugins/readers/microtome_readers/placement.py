@@ -20,8 +20,11 @@ from microtome.slide.types import Level
 # OpenSlide draws with cairo, whose 24.8 fixed-point translations drop anything finer.
 _FINEST = 1 / 512
 
-Region = Callable[[int, int, int, int], NDArray[np.uint8]]
-"""Reads ``x, y, width, height`` of one level, all in its pixels and inside of it."""
+Box = tuple[int, int, int, int]
+"""``x, y, width, height``."""
+
+Region = Callable[[Box], NDArray[np.uint8]]
+"""Reads a box of one level, in its pixels and inside of it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Placement:
     down: float = 0.0
 
 
-def place(box: tuple[int, int, int, int], downsample: float) -> Placement:
-    """Place a box ``x, y, width, height`` (x and y at level 0) in its level."""
+def place(box: Box, downsample: float) -> Placement:
+    """Place a box, whose x and y are at level 0, in its level."""
     x, right = _split(box[0] / downsample)
     y, down = _split(box[1] / downsample)
     return Placement(x, y, box[2], box[3], right, down)
@@ -67,16 +70,16 @@ def read_placed(region: Region, placement: Placement, level: Level) -> NDArray[n
     """
     p = placement
     width, height = p.width + (p.right > 0), p.height + (p.down > 0)
-    pixels = region(p.x, p.y, min(width, level.width - p.x), min(height, level.height - p.y))
+    pixels = region((p.x, p.y, min(width, level.width - p.x), min(height, level.height - p.y)))
     if not (p.right or p.down):
         return pixels
     short = (height - pixels.shape[0], width - pixels.shape[1])
     if any(short):
         pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
-    return interpolate(pixels, p.right, p.down)
+    return interpolate(pixels, right=p.right, down=p.down)
 
 
-def interpolate(pixels: NDArray[np.uint8], right: float, down: float) -> NDArray[np.uint8]:
+def interpolate(pixels: NDArray[np.uint8], *, right: float, down: float) -> NDArray[np.uint8]:
     """Shift an image by a fraction of a pixel, bilinearly.
 
     Args:
@@ -93,16 +96,16 @@ def interpolate(pixels: NDArray[np.uint8], right: float, down: float) -> NDArray
     if transparent:
         values[..., :3] *= values[..., 3:] / 255
     if right:
-        values = _blend(values[:, :-1], values[:, 1:], right)
+        values = _blend(values[:, :-1], values[:, 1:], share=right)
     if down:
-        values = _blend(values[:-1], values[1:], down)
+        values = _blend(values[:-1], values[1:], share=down)
     if transparent:
         values[..., :3] *= 255 / np.maximum(values[..., 3:], 1e-3)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def _blend(
-    near: NDArray[np.float32], far: NDArray[np.float32], share: float
+    near: NDArray[np.float32], far: NDArray[np.float32], *, share: float
 ) -> NDArray[np.float32]:
     return np.asarray(cv2.addWeighted(near, 1 - share, far, share, 0), np.float32)
 

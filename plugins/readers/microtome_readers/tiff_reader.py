@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import SlideInfo
 from microtome_readers import TiffConfig
 from microtome_readers.jpegstream import check_jpeg
-from microtome_readers.placement import place, read_placed
+from microtome_readers.placement import Box, place, read_placed
 from microtome_readers.segmentcache import SegmentCache
 from microtome_readers.tifftags import (
     APERIO_YCBCR,
@@ -94,17 +94,18 @@ class TiffReader:
         if not self._close.alive:
             raise ValueError(f"{self._path} is closed")
         geometry = self._info.levels[level]
-        for (x, y, w, h), row in zip(boxes.tolist(), rows.tolist(), strict=True):
-            placement = place((x, y, w, h), geometry.downsample)
-            out[row] = read_placed(lambda *box: self.read_whole(level, *box), placement, geometry)
+        region = partial(self.read_whole, level)
+        for box, row in zip(boxes.tolist(), rows.tolist(), strict=True):
+            out[row] = read_placed(region, place(box, geometry.downsample), geometry)
 
     def close(self) -> None:
         """Close the file and drop what was decoded."""
         self._close()
         self._cache.clear()
 
-    def read_whole(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read whole pixels: a box in pixels of its level, to (h, w, channels) uint8."""
+    def read_whole(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Read whole pixels: a box in pixels of its level, to (height, width, channels) uint8."""
+        x, y, w, h = box
         page = self._pages[level]
         tile_w, tile_h = page.segment
         canvas = np.empty((h, w, self._channels), np.uint8)

@@ -25,7 +25,7 @@ from microtome_segmenters.views import to_masks
 if TYPE_CHECKING:
     from microtome.slide.types import SlideView, TissueMask
 
-_WORK = 1280
+_WORK = 1024
 """Longest side in pixels that is looked at: finer detail is beyond any tile."""
 
 _FIRST_LOOK = 512
@@ -39,6 +39,9 @@ _LEAST, _MOST = 0.018, 0.07
 
 _OF_USUAL = 0.17
 """Tissue is at least this share of the slide's usual stain, which cuts off halos of JPEG."""
+
+_FRINGE = 0.006
+"""Width of the coloured lines along frames, as a share of the longest side; they lie within two."""
 
 _SURE = 1.8
 """Times the threshold from which a pixel vouches for the region around it."""
@@ -123,7 +126,17 @@ def _segment(image: Image, covered: Mask | None, config: ClassicConfig, mpp: flo
             evidence[pen] = 0
             tissue = _threshold(evidence, stain, ~(frame | pen), config)
             frame = frame | pen
+    tissue &= ~_fringe(tissue, frame)
     return _shaped(tissue, evidence, config, _shape(tissue.shape, config, mpp)) & ~frame
+
+
+def _fringe(tissue: Mask, frame: Mask) -> Mask:
+    """Find thin lines along frames and pens: lenses and JPEG break their edges into colours."""
+    if not frame.any():
+        return frame
+    reach = max(2, round(_FRINGE * max(tissue.shape)))
+    thick = morphology.dilate(morphology.opened(tissue, reach // 2 + 1), 1)
+    return morphology.dilate(frame, 2 * reach) & ~thick
 
 
 def _occupied(image: Image, frame: Mask, config: ClassicConfig) -> Mask:
@@ -174,7 +187,7 @@ def _shape(size: tuple[int, ...], config: ClassicConfig, mpp: float | None) -> _
 
 def _shaped(tissue: Mask, evidence: Floats, config: ClassicConfig, shape: _Shape) -> Mask:
     """Drop specks, close gaps, fill what is mostly tissue, and holes."""
-    kept = _heavy(tissue, evidence, 0.125 * shape.region)
+    kept = _heavy(tissue, evidence, 0.09 * shape.region)
     closed = morphology.close(kept, shape.close)
     closed |= cv2.GaussianBlur(closed.astype(np.float32), (0, 0), shape.blur) > 0.6
     filled = morphology.fill_holes(closed, shape.hole)

@@ -34,6 +34,8 @@ def dilate(mask: Mask, radius: int) -> Mask:
 
 def drop_regions(mask: Mask, smaller_than: float) -> Mask:
     """Remove 8-connected regions of fewer pixels."""
+    if not mask.any():
+        return mask
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     kept = stats[:, cv2.CC_STAT_AREA] >= smaller_than
     kept[0] = False

@@ -24,6 +24,9 @@ _YELLOW = 0.3
 _CYAN = 0.4
 """Weights of hues that no stain of tissue has alone; dust, glue and old glass are yellowish."""
 
+_GLUE, _BROWN = 0.2, 0.5
+"""Red over green as a share of chroma: old glue lies at 0.15 to 0.35, DAB and pigments at 0.6."""
+
 _TINTED, _STAINED = 0.11, 0.19
 """Colour as a share of darkness: below the first, a tinted shadow; above the second, stain.
 Hematoxylin, the greyest of the stains, lies at 0.25 and above, ink and shadows below 0.15."""
@@ -81,7 +84,9 @@ def weigh(stain: Stain) -> Floats:
     red, green, blue = stain.red, stain.green, stain.blue
     chroma = stain.chroma
     safe = chroma + 1e-4
-    yellow = np.clip(_YELLOW + (1 - _YELLOW) * (red - green) / (0.9 * safe), _YELLOW / 2, 1)
+    warm = (red - green) / safe
+    yellow = np.clip(_YELLOW + (1 - _YELLOW) * warm / 0.9, _YELLOW / 2, 1)
+    yellow *= np.clip((warm - _GLUE) / (_BROWN - _GLUE), 0.1, 1)
     cyan = np.clip(_CYAN + (1 - _CYAN) * (blue - green) / (0.5 * safe), _CYAN / 2, 1)
     hue = np.where((blue < green) & (blue < red), yellow, np.float32(1))
     hue = np.where((red < green) & (red <= blue), cyan, hue)

@@ -156,6 +156,15 @@ class EncoderContract(PluginContract):
         assert all(isinstance(k, str) and isinstance(v, str) for k, v in weights.items())
         assert weights == encoder.weights()
 
+    def test_what_it_loaded_is_put_on_record(self, encoder: Any) -> None:
+        """As text: it is written beside the features."""
+        if not hasattr(encoder, "loaded_weights"):
+            pytest.skip("it does not say")
+        loaded = encoder.loaded_weights
+        assert isinstance(loaded, Mapping)
+        assert loaded
+        assert all(isinstance(k, str) and isinstance(v, str) for k, v in loaded.items())
+
 
 def _batch(tiles: NDArray[np.uint8]) -> Any:
     from microtome.slide.batch import TileBatch

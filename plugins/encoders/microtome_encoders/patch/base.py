@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +17,8 @@ from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.specs import EncoderCard, Transform
 from microtome.slide.batch import TileBatch
 from microtome_encoders.options import WeightsConfig
-from microtome_encoders.patch.weights import (
-    RANDOM,
-    file_digest,
-    find_file,
-    fit_state,
-    read_state,
-)
+from microtome_encoders.patch.hub import WeightsFile
+from microtome_encoders.patch.weights import HUB, RANDOM, find_file, fit_state, read_state
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,10 +31,15 @@ class TorchEncoder(ABC):
 
     Args:
         config: Where the weights are from.
+
+    Attributes:
+        loaded_weights: Exactly which weights `load` took, for the record beside the features:
+            their source, file, hub commit and SHA-256, or the seed; empty before.
     """
 
     def __init__(self, config: WeightsConfig) -> None:
         self.config = config
+        self.loaded_weights: Mapping[str, str] = {}
         self._model: nn.Module | None = None
         self._device = "cpu"
         self._dtype = torch.float32
@@ -53,15 +55,15 @@ class TorchEncoder(ABC):
         """The model's name in messages."""
 
     @abstractmethod
-    def weights(self) -> Mapping[str, str]:
-        """Say which weights these are: a seed, a revision, or the SHA-256 of a file."""
-
-    @abstractmethod
     def build(self) -> nn.Module:
         """Make the model without its head, its weights random, on torch's current device."""
 
     @abstractmethod
-    def build_pretrained(self) -> nn.Module:
+    def fetch(self) -> WeightsFile:
+        """Find the file of the published weights, or download it."""
+
+    @abstractmethod
+    def build_pretrained(self, path: Path) -> nn.Module:
         """Make the model without its head, with its published weights."""
 
     @abstractmethod
@@ -72,6 +74,27 @@ class TorchEncoder(ABC):
         """Embed (n, 3, h, w) images as (n, dim)."""
         embedding: Tensor = model(images)
         return embedding
+
+    @cached_property
+    def weights_file(self) -> WeightsFile:
+        """The file of weights, found or downloaded once; there is none of random weights."""
+        path = find_file(self.config)
+        return self.fetch() if path is None else WeightsFile(path)
+
+    def weights(self) -> Mapping[str, str]:
+        """Say which weights these are: a seed, or the SHA-256 of what is in their file.
+
+        So a name that comes to stand for other weights gives another identity, and one file
+        gives one identity, whether from the hub's newest commit, from one that is asked for,
+        or by its path. Weights that are not on this machine yet are downloaded here, before a
+        run opens any slide; from then on no network is needed.
+
+        Raises:
+            EncoderError: If the weights cannot be had.
+        """
+        if self.config.weights == RANDOM:
+            return {"weights": RANDOM, "seed": str(self.config.seed)}
+        return {"weights": f"sha256:{self.weights_file.sha256}"}
 
     def load(self, device: str, precision: str) -> None:
         """Load the weights.
@@ -118,23 +141,18 @@ class TorchEncoder(ABC):
         return EncoderOutput(embedding=embedding.numpy())
 
     def _with_weights(self) -> nn.Module:
-        if self.config.weights == RANDOM:
-            with seeded(self.config.seed):
+        with seeded(self.config.seed):  # building draws numbers, even where weights replace them
+            if self.config.weights == RANDOM:
+                self.loaded_weights = {"source": RANDOM, "seed": str(self.config.seed)}
                 return self.build()
-        path = find_file(self.config)
-        if path is None:
-            return self.build_pretrained()
-        with seeded(self.config.seed):
-            model = self.build()
-        fit_state(model, read_state(path), str(path), ignore=self.removed_layers(model))
+            path = self.weights_file.path
+            if self.config.weights == HUB:
+                model = self.build_pretrained(path)
+            else:
+                model = self.build()
+                fit_state(model, read_state(path), str(path), ignore=self.removed_layers(model))
+        self.loaded_weights = self.weights_file.facts
         return model
-
-    def _local_weights(self) -> Mapping[str, str] | None:
-        """Say which weights these are where they are not the hub's."""
-        if self.config.weights == RANDOM:
-            return {"weights": RANDOM, "seed": str(self.config.seed)}
-        path = find_file(self.config)
-        return None if path is None else {"weights": f"sha256:{file_digest(path)}"}
 
 
 def resolve_dtype(device: str, precision: str) -> torch.dtype:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
@@ -20,21 +24,25 @@ from microtome.errors import ConfigError, EncoderError
 from microtome.plugin.specs import EncoderCard, Transform
 from microtome_encoders.options import HubConfig, ModelConfig, VariantConfig, WeightsConfig
 from microtome_encoders.patch.base import TorchEncoder
-from microtome_encoders.patch.weights import download, fit_state, hub_errors, read_state
+from microtome_encoders.patch.hub import NAMES, WeightsFile, fetch_hub, fetch_url
+from microtome_encoders.patch.weights import SUFFIXES, fit_state, read_state
 from microtome_encoders.recipe import Recipe
 
 LAYERS = MappingProxyType({"swiglu_packed": SwiGLUPacked, "silu": nn.SiLU})
 """The layers that a recipe's arguments may name."""
 
-_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+ON_HUB = ("hf-hub:", "hf_hub:")
+IN_FOLDER = "local-dir:"
+_ELSEWHERE = (*ON_HUB, IN_FOLDER)
+_UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError)
 
 
 class TimmEncoder(TorchEncoder):
     """A model of timm without its classifier.
 
     With a recipe, the architecture is the recipe's and the weights are fetched from its hub
-    entry. Without one, ``config.model`` names any model of timm, or ``hf-hub:owner/name@revision``,
-    and timm fetches the weights that go with the name.
+    entry. Without one, ``config.model`` names any model of timm, ``hf-hub:owner/name@revision`` or
+    ``local-dir:folder``, and the weights are those that go with the name.
 
     Args:
         config: The user's options.
@@ -56,13 +64,18 @@ class TimmEncoder(TorchEncoder):
     def recipe(self) -> Recipe:
         """How the model is made; for a model by name, read from timm without any weights."""
         if self._given is None:
-            return _recipe_of(self._named)
+            return _recipe_of(self._named, self._entry)
         if not self._variant:
             return self._given
         card = replace(self._given.card, dim=self._given.variants[self._variant])
         if self._variant == "cls":
             card = replace(card, pooling="class token")
         return replace(self._given, card=card)
+
+    @cached_property
+    def _entry(self) -> WeightsFile | None:
+        """The file that describes a model which timm itself does not: of a hub entry or folder."""
+        return _find_entry(self._named)
 
     @property
     def card(self) -> EncoderCard:
@@ -72,7 +85,7 @@ class TimmEncoder(TorchEncoder):
     @property
     def name(self) -> str:
         """The hub entry of a catalogue row, timm's name otherwise."""
-        return (self._given and self._given.card.hub_id) or self.recipe.architecture
+        return (self._given and self._given.card.hub_id) or self._named
 
     @property
     def revision(self) -> str | None:
@@ -81,24 +94,36 @@ class TimmEncoder(TorchEncoder):
         return chosen or self.card.revision
 
     def weights(self) -> Mapping[str, str]:
-        """Say which weights these are."""
-        return self._local_weights() or {
-            "weights": self.card.hub_id or self.name,
-            "revision": self.revision or "unpinned",
-        }
+        """Say which weights these are; where a file beside them describes the model, say that too.
+
+        As for every encoder of torch, they are found or downloaded here.
+        """
+        facts = super().weights()
+        config = self._entry and self._entry.path
+        return {**facts, "model": _described(config)} if config else facts
 
     def build(self) -> nn.Module:
         """Make the model with random weights."""
         return _create(self.recipe.architecture, self.recipe.arguments)
 
-    def build_pretrained(self) -> nn.Module:
+    def fetch(self) -> WeightsFile:
+        """Find the file of weights in a cache or folder, or download it."""
+        if self._given is not None:
+            return fetch_hub(self.card.hub_id or "", self.revision)
+        if self._entry is None:
+            return _fetch_named(self.recipe.architecture)
+        if self._entry.commit:
+            return fetch_hub(self._entry.source, self._entry.commit)
+        return _find_in(self._entry.path.parent)
+
+    def build_pretrained(self, path: Path) -> nn.Module:
         """Make the model with the weights of its hub entry."""
         if self._given is None:
-            return _create_pretrained(self.recipe.architecture)
-        hub_id = self.card.hub_id or ""
-        path = download(hub_id, self.revision)
+            # A file that timm finds by its URL it unpacks in another way than a user's.
+            by_url = self.weights_file.source == path.name
+            return _create_pretrained(self.recipe.architecture, None if by_url else path)
         model = self.build()
-        fit_state(model, read_state(path), hub_id, ignore=self.removed_layers(model))
+        fit_state(model, read_state(path), self.name, ignore=self.removed_layers(model))
         return model
 
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
@@ -129,44 +154,95 @@ def _check_name(model: str) -> None:
         raise ConfigError(f"timm {timm.__version__} has no model {model!r}.{hint}")
 
 
+def _find_entry(model: str) -> WeightsFile | None:
+    scheme, _, place = model.partition(":")
+    if model.startswith(ON_HUB):
+        hub_id, _, revision = place.partition("@")
+        return fetch_hub(hub_id, revision or None, ["config.json"])
+    if not model.startswith(IN_FOLDER):
+        return None
+    path = Path(place).expanduser() / "config.json"
+    if not path.is_file():
+        raise EncoderError(f"{scheme}:{place} names no folder with a config.json and weights.")
+    return WeightsFile(path)
+
+
+def _described(path: Path) -> str:
+    """Give what a config.json says of the model itself, not of its licence or its labels."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    pool = config.get("global_pool", (config.get("pretrained_cfg") or {}).get("global_pool"))
+    return json.dumps([config.get("architecture"), config.get("model_args"), pool], sort_keys=True)
+
+
+def _find_in(folder: Path) -> WeightsFile:
+    """Choose the file of weights in a folder: one of the hub's names, else the first by suffix."""
+    named = [folder / name for name in NAMES]
+    others = [path for suffix in SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    for path in (*named, *others):
+        if path.is_file():
+            return WeightsFile(path)
+    raise EncoderError(f"{folder} holds no weights: no file {', '.join(SUFFIXES)}.")
+
+
+def _fetch_named(architecture: str) -> WeightsFile:
+    config: Any = timm.get_pretrained_cfg(architecture)
+    if config.hf_hub_id:
+        names = [config.hf_hub_filename] if config.hf_hub_filename else NAMES
+        return fetch_hub(config.hf_hub_id, None, names)
+    if config.url:
+        return fetch_url(config.url, f"timm's {architecture}")
+    raise EncoderError(
+        f"timm knows no weights of {architecture}: name another with a tag that "
+        f"timm.list_pretrained() has, or give weights=PATH of a file, or weights=random."
+    )
+
+
 def _create(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     known: dict[str, Any] = {
         key: LAYERS.get(value, value) if isinstance(value, str) else value
         for key, value in arguments.items()
     }
-    with hub_errors(architecture):
-        try:
-            model: nn.Module = timm.create_model(architecture, num_classes=0, **known)
-        except RuntimeError as error:
-            raise EncoderError(f"timm cannot build {architecture}: {error}") from error
+    try:
+        model: nn.Module = timm.create_model(architecture, num_classes=0, **known)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(f"timm cannot build {architecture}: {_brief(error)}") from error
     return model
 
 
-def _create_pretrained(architecture: str) -> nn.Module:
-    """Load with the classifier and then drop it: timm is not strict about any other number."""
-    with hub_errors(architecture):
-        try:
-            model: nn.Module = timm.create_model(architecture, pretrained=True)
-        except RuntimeError as error:
-            raise EncoderError(f"timm cannot load {architecture}: {error}") from error
+def _create_pretrained(architecture: str, path: Path | None) -> nn.Module:
+    """Load with the classifier and then drop it: timm is not strict about any other number.
+
+    timm adapts published weights to its own models, so it reads them itself.
+    """
+    file = {"source": "", "file": str(path), "custom_load": False} if path else {}
+    try:
+        model: nn.Module = timm.create_model(
+            architecture, pretrained=True, pretrained_cfg_overlay=file
+        )
+    except _UNREADABLE as error:
+        raise EncoderError(f"timm cannot load {architecture}: {_brief(error)}") from error
     reset: Any = model.reset_classifier
     reset(0)
     return model
 
 
-def _recipe_of(model_name: str) -> Recipe:
+def _recipe_of(model_name: str, entry: WeightsFile | None) -> Recipe:
+    if entry is not None and entry.commit:  # its description and weights are of one commit
+        model_name = f"hf-hub:{entry.source}@{entry.commit}"
     with torch.device("meta"):
         model: Any = _create(model_name, {})
     config = _config_of(model)
     tag = config.get("tag")
-    pinned = bool(tag) and "." not in model_name and not model_name.startswith(_ELSEWHERE)
+    pinned = bool(tag) and "." not in model_name and entry is None
+    hub_id = entry.source if entry and entry.commit else config.get("hf_hub_id")
     transform = _transform_of(model, model_name)
     card = EncoderCard(
         dim=int(getattr(model, "head_hidden_size", None) or model.num_features),
         input_size=transform.crop,
         transform=transform,
         pooling=f"timm head without classifier, global_pool={config.get('global_pool', 'own')}",
-        hub_id=config.get("hf_hub_id") or config.get("url") or None,
+        hub_id=hub_id or config.get("url") or None,
+        revision=(entry.commit or None) if entry else None,
         licence=config.get("license") or "",
         params=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -191,6 +267,11 @@ def _transform_of(model: nn.Module, name: str) -> Transform:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:299]}…"
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

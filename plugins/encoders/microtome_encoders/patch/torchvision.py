@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
+import pickle
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from functools import cached_property
+from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -19,6 +18,8 @@ from microtome.errors import ConfigError, EncoderError
 from microtome.plugin.specs import EncoderCard, Transform
 from microtome_encoders.options import ModelConfig, WeightsConfig
 from microtome_encoders.patch.base import TorchEncoder, seeded
+from microtome_encoders.patch.hub import WeightsFile, fetch_url
+from microtome_encoders.patch.weights import HUB
 from microtome_encoders.recipe import Recipe
 
 CLASSES = 1000
@@ -58,8 +59,10 @@ class TorchvisionEncoder(TorchEncoder):
         return f"{self.architecture}.{self.published.name}"
 
     def weights(self) -> Mapping[str, str]:
-        """Say which weights these are."""
-        return self._local_weights() or {
+        """Say which weights these are; of published ones the name, which torchvision pins."""
+        if self.config.weights != HUB:
+            return super().weights()
+        return {
             "weights": f"torchvision/{self.architecture}",
             "revision": self.published.name,
         }
@@ -68,17 +71,19 @@ class TorchvisionEncoder(TorchEncoder):
         """Make the model with random weights."""
         return _behead(models.get_model(self.architecture, weights=None, **self._arguments()))
 
-    def build_pretrained(self) -> nn.Module:
-        """Make the model with torchvision's weights, downloaded or from torch's cache."""
+    def fetch(self) -> WeightsFile:
+        """Find torchvision's file in torch's cache, or download it."""
+        return fetch_url(self.published.url, f"torchvision's {self.name}")
+
+    def build_pretrained(self, path: Path) -> nn.Module:
+        """Make the model with torchvision's weights, from torch's cache."""
         try:
-            with redirect_stdout(sys.stderr):  # torch.hub announces its downloads there
-                model = models.get_model(self.architecture, weights=self.published)
-        except (URLError, OSError, RuntimeError) as error:
+            return _behead(models.get_model(self.architecture, weights=self.published))
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise EncoderError(
-                f"The weights {self.name} of torchvision cannot be downloaded ({error}): connect "
-                f"to the network, or give weights=PATH of a downloaded file, or weights=random."
+                f"The weights {self.name} in {path} cannot be read: remove that file, so that it "
+                f"is downloaded again."
             ) from error
-        return _behead(model)
 
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
         """Name the layer that made the classes."""

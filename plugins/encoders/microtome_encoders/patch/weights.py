@@ -1,11 +1,10 @@
-"""Weights: read from files, downloaded from the hub, fitted strictly, named for identities."""
+"""Weights: read from files, fitted strictly, named by their content."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -132,71 +131,5 @@ def fit_state(
     model.load_state_dict({n: t for n, t in state.items() if n in wanted}, strict=False)
 
 
-def download(hub_id: str, revision: str | None) -> Path:
-    """Fetch a model's weights into the hub's cache, or take them from there.
-
-    Raises:
-        EncoderError: If they cannot be had; says whether network, access or a name is missing.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    with hub_errors(hub_id):
-        try:
-            return Path(hf_hub_download(hub_id, "model.safetensors", revision=revision))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return Path(hf_hub_download(hub_id, "pytorch_model.bin", revision=revision))
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn what a download raises into one sentence that says what to do.
-
-    Raises:
-        EncoderError: For access that was not granted, a name or revision that does not exist,
-            and every failure of the network.
-    """
-    from huggingface_hub import errors
-
-    elsewhere = "give weights=PATH of a downloaded file, or weights=random"
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise EncoderError(
-            f"The weights of {what} are gated: ask for access on the model's page and set "
-            f"HF_TOKEN, or {elsewhere}."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise EncoderError(
-            f"There are no weights {what} on the hub for you: check the name, set HF_TOKEN if "
-            f"they are private or gated, or {elsewhere}."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise EncoderError(
-            f"The hub has no such revision of {what}: correct or leave out 'revision'."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise EncoderError(_unreachable(what, elsewhere)) from error
-    except errors.EntryNotFoundError as error:
-        raise EncoderError(
-            f"The hub entry {what} holds no model.safetensors or pytorch_model.bin: {elsewhere}."
-        ) from error
-    except OSError as error:
-        raise EncoderError(f"{_unreachable(what, elsewhere)} ({_first_line(error)})") from error
-
-
-def _unreachable(what: str, elsewhere: str) -> str:
-    return (
-        f"The weights of {what} are not in the local cache and cannot be downloaded: "
-        f"connect to the network, or {elsewhere}."
-    )
-
-
 def _some(names: Sequence[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
