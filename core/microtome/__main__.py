@@ -33,13 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app.report(error)
     except KeyboardInterrupt as interrupt:
         sys.stderr.write("microtome: interrupted; the next run goes on from here.\n")
-        return int(getattr(interrupt, "exit_code", app.INTERRUPTED))
+        return int(getattr(interrupt, "exit_code", app.EXIT_INTERRUPTED))
     except BrokenPipeError:
         # The reader of a pipe left; what is still buffered must not raise at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as stop:  # argparse and Hydra end this way
-        return stop.code if isinstance(stop.code, int) else app.BAD_COMMAND_LINE if stop.code else 0
+        if isinstance(stop.code, int):
+            return stop.code
+        return app.EXIT_BAD_COMMAND_LINE if stop.code else 0
 
 
 def _never_fail_to_print() -> None:

@@ -143,7 +143,7 @@ def test_bad_jobs_do_not_stop_a_sweep(runs, capsys):
 
 @pytest.mark.parametrize(
     ("answer", "code"),
-    [(0, 0), (3, 3), (4, 4), (InputError("two slides of one name"), 1), (KeyboardInterrupt(), 130)],
+    [(0, 0), (3, 3), (InputError("two slides of one name"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes(answer, code, runs):
     runs.answers = [answer]

@@ -8,13 +8,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from microtome_segmenters.classic import ClassicSegmenter
 
 from microtome.__main__ import main
 from microtome.testing import make_slide
+from microtome_segmenters.classic import ClassicSegmenter
 
-SWEEP = """-m slides output=out encoder=handcrafted,timm encoder.timm.model=test_vit
-encoder.timm.weights=random tiler.size=64 tiler.magnification=10,20""".split()
+SWEEP = [
+    *("-m", "slides", "output=out", "tiler.size=64", "tiler.magnification=10,20"),
+    *("encoder=handcrafted,timm", "encoder.timm.model=test_vit", "encoder.timm.weights=random"),
+]
 TILINGS = {"10x_64px_0px": 10, "20x_64px_0px": 20}
 
 

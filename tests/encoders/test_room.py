@@ -78,6 +78,9 @@ def test_the_place_of_the_weights_is_no_part_of_an_identity(registry):
     by_name = {option.name: option.metadata for option in fields(spec.config)}
     assert by_name["weights"].get(RUNTIME)
     assert not by_name["seed"].get(RUNTIME)
+    spec = registry.find("encoder", "uni_v2").spec
+    (revision,) = (option for option in fields(spec.config) if option.name == "revision")
+    assert revision.metadata.get(RUNTIME)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -139,15 +142,8 @@ def test_virchow_variants(registry):
     assert torch.equal(cls.forward(Tokens(), tokens), tokens[:, 0])
 
 
-def test_hub_weights_are_named_with_their_revision(registry):
+def test_weights_that_torchvision_pins_are_named_without_a_download(registry):
     pytest.importorskip("torch")
-    pinned = create(registry, "uni_v1").weights()
-    assert pinned == {
-        "weights": "MahmoodLab/UNI",
-        "revision": "77ffbca1ee1cdcee6e87f6deebd2db8a5888c721",
-    }
-    assert create(registry, "uni_v2").weights()["revision"] == "unpinned"
-    assert create(registry, "uni_v2", revision="abc").weights()["revision"] == "abc"
     assert create(registry, "resnet50").weights() == {
         "weights": "torchvision/resnet50",
         "revision": "IMAGENET1K_V1",

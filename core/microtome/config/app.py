@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
-CANNOT_START = 1
-BAD_COMMAND_LINE = 2
-INTERRUPTED = 130
+EXIT_CANNOT_START = 1
+EXIT_BAD_COMMAND_LINE = 2
+EXIT_INTERRUPTED = 130
 OUTCOME = "outcome.json"
 
-# The mildest first: all done, slides left to other workers, failed slides, no start at all.
-_SEVERITY = (0, 4, 3, CANNOT_START, BAD_COMMAND_LINE, INTERRUPTED, 143)
+# The mildest first: all done, failed slides, no start at all, interrupted, terminated.
+_SEVERITY = (0, 3, EXIT_CANNOT_START, EXIT_BAD_COMMAND_LINE, EXIT_INTERRUPTED, 143)
 
 
 def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingProxyType({})) -> int:
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingPr
         verbs: Summaries of the verbs by name, for the help page.
 
     Returns:
-        The exit code: 0 all done or empty, 1 cannot start, 2 bad command line, 3 failed or
-        quarantined slides, 4 slides still held by other workers, 130 or 143 interrupted.
+        The exit code: 0 all done or empty, 1 cannot start, 2 bad command line, 3 failed slides,
+        130 interrupted, 143 terminated. 4 is reserved.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     own = words[: words.index("--")] if "--" in words else words
@@ -77,7 +77,8 @@ def report(error: MicrotomeError, *, job: str = "") -> int:
     if os.environ.get("MICROTOME_DEBUG") == "1":
         traceback.print_exception(error)
     sys.stderr.write(f"microtome: {job}{error}\n")
-    return BAD_COMMAND_LINE if isinstance(error, ConfigError | UnknownPluginError) else CANNOT_START
+    ours = isinstance(error, ConfigError | UnknownPluginError)
+    return EXIT_BAD_COMMAND_LINE if ours else EXIT_CANNOT_START
 
 
 def worst(codes: Iterable[int]) -> int:
@@ -131,7 +132,7 @@ def _label(job: HydraConf) -> str:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
-    return int(getattr(interrupt, "exit_code", INTERRUPTED))
+    return int(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))
 
 
 def _leave(run_dir: Path, code: int, error: str | None) -> None:

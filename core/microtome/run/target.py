@@ -9,10 +9,8 @@ from typing import Any
 
 from microtome.errors import ConfigError
 from microtome.plugin.specs import EncoderCard
+from microtome.slide import DEFAULT_MAGNIFICATION, DEFAULT_SIZE
 from microtome.store.identity import SPEC_FIELDS
-
-DEFAULT_SIZE = 256
-DEFAULT_MAGNIFICATION = 20.0
 
 _SAME_MPP = 0.05
 """Relative difference up to which a tiling's mpp is the one that a card recommends."""

@@ -36,7 +36,7 @@ _BLOCK_SIDE = 4096
 _BLOCK_PIXELS = 1 << 24
 """Bounds of what `render_view` holds of a level at once: 48 MiB of RGB."""
 
-_HALF = 200
+_HALF = 128
 """The alpha from which a pixel between pixels is the slide's. Tiles are ``0.5 / downsample`` pixels
 off at most: from a downsample of 2 on, OpenSlide's alpha is then at least 143 within an opaque
 level (in its last corner) and at most 64 outside."""
