@@ -67,6 +67,8 @@ WRONG = {
     "a.svs output='${x}'": "which Hydra would replace",
     "plugin": "Did you mean 'microtome plugins'?",
     "plugins encodr": "Did you mean 'encoder'?",
+    "plugins encoder reader": "plugins: unrecognized arguments: reader",
+    "doctor foo": "doctor: unrecognized arguments: foo",
 }
 
 

@@ -498,8 +498,8 @@ def test_masks_that_nobody_uses_are_told(go, slide, tmp_path):
     (tmp_path / "m.png").write_bytes(b"")
     (tmp_path / "m.csv").write_text(f"slide,mask_path\n{slide},m.png\n")
     result = go(tmp_path / "m.csv")
-    assert "mask_path of 1 slides is not used by segmenter=classic; segmenter=file does." in (
-        result.notes
+    assert (
+        "segmenter=classic does not use the 1 mask_path given; segmenter=file does." in result.notes
     )
 
 

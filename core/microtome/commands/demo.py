@@ -6,7 +6,6 @@ leaves behind is read back and held against it.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from microtome.commands._arguments import VerbParser
 from microtome.errors import StoreError
 from microtome.plugin.registry import Registry, get_registry
 from microtome.store.layout import OutputLayout
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The run's exit code.
     """
-    parser = argparse.ArgumentParser("microtome demo", description=__doc__)
+    parser = VerbParser("microtome demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("microtome-demo"), metavar="FOLDER")
     folder: Path = parser.parse_args(argv).output
     try:

@@ -182,7 +182,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("CPUs", "ok", f"{budget.cpu_budget()} usable of {os.cpu_count()}")
     cpus = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
     yield Finding("  by affinity", "ok", str(cpus or "not known here"))
-    yield Finding("  by cgroup quota", "ok", str(budget._cgroup_quota() or "no limit"))
+    yield Finding("  by cgroup quota", "ok", str(budget.cgroup_quota() or "no limit"))
     yield Finding("  by SLURM", "ok", os.environ.get("SLURM_CPUS_PER_TASK", "no share said"))
     for name, folder in (
         ("working directory", Path.cwd()),

@@ -22,7 +22,7 @@ def cpu_budget(asked: int | None = None) -> int:
     if asked is not None:
         return max(1, asked)
     granted = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cpus()]
-    quota = _cgroup_quota()
+    quota = cgroup_quota()
     if quota is not None:
         granted.append(quota)
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -35,7 +35,7 @@ def _all_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _cgroup_quota() -> int | None:
+def cgroup_quota() -> int | None:
     """Read the CPU quota of cgroup v2, else v1; None where there is no limit."""
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()

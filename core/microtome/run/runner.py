@@ -149,7 +149,7 @@ def _unused_masks(plan: RunPlan, slides: SlideList) -> list[str]:
     if not given or hasattr(plan.segmenter, "sources"):
         return []
     name = plan.segmenter_spec.name
-    return [f"mask_path of {given} slides is not used by segmenter={name}; segmenter=file does."]
+    return [f"segmenter={name} does not use the {given} mask_path given; segmenter=file does."]
 
 
 def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[SlideStatus]:
