@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 import tifffile
 from readers import tiffs
 
-import microtome_readers
 from microtome.errors import SlideOpenError
 from microtome.testing import make_slide
 from microtome_readers import CucimConfig, TiffConfig, cucim_check
@@ -146,11 +144,6 @@ def test_a_file_is_tried_once(jpeg, tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "tried\n" * 2
 
 
-def test_cufile_is_kept_out_of_its_compatibility_mode():
-    settings = json.loads(Path(microtome_readers.__file__).with_name("cufile.json").read_text())
-    assert settings["properties"]["allow_compat_mode"] is False
-
-
 @needs_cucim
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 def test_reading_after_torch_does_not_hang_and_leaves_no_log(tmp_path):
@@ -172,6 +165,7 @@ def test_reading_after_torch_does_not_hang_and_leaves_no_log(tmp_path):
         command, env=environment, cwd=tmp_path, timeout=110, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "True", done.stderr
+    assert "cuFile" not in done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svs"]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import math
 import os
+import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
 
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""
+
+_SETTINGS = "CUFILE_ENV_PATH_JSON"
 
 
 class CucimReader:
@@ -126,11 +132,19 @@ def open_cucim(path: Path) -> Any:
 
 
 def _prepare() -> None:
-    """Keep cuFile out of its compatibility mode.
+    """Keep cuFile out of its compatibility mode, and its log out of the working directory.
 
     Importing cuCIM after a CUDA build of torch, on a machine without a GPU, hangs for ever in
-    cuFile's driver (cuCIM 26) unless this is set before. It also keeps ``cufile.log`` out of the
-    working directory.
+    cuFile's driver (cuCIM 26) unless this is set before. cuFile writes its log somewhere in any
+    case: into a folder that goes with the process.
     """
-    settings = Path(__file__).with_name("cufile.json")
-    os.environ.setdefault("CUFILE_ENV_PATH_JSON", str(settings))
+    if _SETTINGS in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="microtome-cufile-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    settings = {
+        "logging": {"dir": str(folder), "level": "ERROR"},
+        "properties": {"allow_compat_mode": False},
+    }
+    (folder / "cufile.json").write_text(json.dumps(settings), encoding="utf-8")
+    os.environ[_SETTINGS] = str(folder / "cufile.json")
