@@ -15,7 +15,7 @@ from microtome.errors import (
     UnknownPluginError,
 )
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl, option
-from microtome.plugin.registry import Registry, configure, get_registry
+from microtome.plugin.registry import Registry, configure, get_registry, listed
 
 ENCODER = """
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl
@@ -255,3 +255,10 @@ def test_a_restriction_to_what_is_not_there_is_told(monkeypatch):
     broken = {row.name: row.reason for row in get_registry().broken}
     get_registry.cache_clear()
     assert broken == {"nope": "MICROTOME_PLUGINS names it, and it has none"}
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_names_in_a_sentence(names, text):
+    assert listed(names) == text

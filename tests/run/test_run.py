@@ -15,7 +15,14 @@ import zarr
 from PIL import Image
 
 import microtome
-from microtome.errors import ConfigError, InputError, PluginError, StoreError
+from microtome.errors import (
+    ConfigError,
+    InputError,
+    MissingDependencyError,
+    PluginError,
+    StoreError,
+)
+from microtome.plugin import registry
 from microtome.run import pipeline, pixels
 from microtome.run.progress import SilentReporter
 from microtome.store.status import read_status
@@ -615,3 +622,9 @@ def test_results_open_from_python(go, slide, tmp_path):
         with microtome.open_result(tmp_path / f"out/patches/one.{suffix}") as stored:
             assert stored.feature_names() == ["mean"]
             assert stored.features("mean").shape == (len(stored.coords), 3)
+
+
+def test_a_reader_that_misses_its_library_stops_the_run(go, slide, plugins, monkeypatch):
+    monkeypatch.setattr(registry, "_installed", lambda module: module != "cucim")
+    with pytest.raises(MissingDependencyError, match=r"needs cucim, .* pip install"):
+        go(slide, reader="cucim")

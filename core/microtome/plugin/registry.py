@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -144,7 +144,7 @@ class Registry:
         entry = self.find(kind, name)
         if entry.missing:
             raise MissingDependencyError(
-                f"The {kind} {entry.spec.name!r} needs {' and '.join(entry.missing)}, which "
+                f"The {kind} {entry.spec.name!r} needs {listed(entry.missing)}, which "
                 f"{'is' if len(entry.missing) == 1 else 'are'} not installed. "
                 f"Install with: {entry.spec.install or 'pip install ' + ' '.join(entry.missing)}"
             )
@@ -239,6 +239,11 @@ def _member(enum: type[Enum], value: object, where: str) -> Enum:
             return member
     choices = ", ".join(str(member.value) for member in enum)
     raise PluginError(f"{where}={value} is not one of {choices}.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names as a sentence does: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def unknown(what: str, name: str, available: Iterable[str]) -> str:

@@ -267,6 +267,7 @@ def _tiling(config: RunConfig, fields: Mapping[str, Any]) -> str:
 def _reader_fields(config: RunConfig, registry: Registry) -> dict[str, Any]:
     if config.reader.plugin == AUTO:
         return {}
+    registry.load("reader", config.reader.plugin)  # a missing library is told before any slide
     fields = describe(*_configured(registry, "reader", config.reader))
     return {name: value for name, value in fields.items() if name not in SPEC_FIELDS}
 
