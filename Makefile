@@ -44,6 +44,7 @@ bench: $(VENV)/.dev ## start-up, tiles/s, encode/s
 	$(BIN)/python -m bench
 
 docs: $(VENV)/.dev ## build the documentation, strictly
+	$(BIN)/python docs/generated.py
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove what the targets made

@@ -1,6 +1,9 @@
-"""Writes the parts of the documentation that come from code, when the site is built.
+"""Writes the parts of the documentation that come from code.
 
-A line ``<!-- generated: NAME -->`` in a page becomes what the function of that name gives.
+When the site is built, what stands between ``<!-- generated: NAME -->`` and
+``<!-- /generated -->`` in a page becomes what the function of that name gives. For readers of a
+checkout ``python docs/generated.py`` writes those of `COMMITTED` into the pages; a test holds them
+current.
 """
 
 from __future__ import annotations
@@ -18,13 +21,27 @@ from microtome.plugin.registry import Registered, get_registry
 from microtome.plugin.specs import SPECS, EncoderSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+MARK = re.compile(
+    r"^<!-- generated: (\w+) -->$(?:(?!<!-- generated).)*?^<!-- /generated -->$", re.M | re.S
+)
+COMMITTED = ("help", "options", "plugins", "cards", "handcrafted")
 WALKTHROUGH = re.compile(r"<!-- walkthrough -->\n(.*)<!-- /walkthrough -->", re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in a page's generated parts: MkDocs calls this for every page."""
     return MARK.sub(lambda match: GENERATORS[match[1]](), markdown)
+
+
+def written(markdown: str) -> str:
+    """Give a page as it is committed: its generated parts current, between their marks."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        text = f"{GENERATORS[name]().strip()}\n\n" if name in COMMITTED else ""
+        return f"<!-- generated: {name} -->\n\n{text}<!-- /generated -->"
+
+    return MARK.sub(fill, markdown)
 
 
 def help_page() -> str:
@@ -118,3 +135,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "contributing": contributing,
     "walkthrough": walkthrough,
 }
+
+
+if __name__ == "__main__":
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        page.write_text(written(page.read_text("utf-8")), "utf-8")

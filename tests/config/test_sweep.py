@@ -91,3 +91,26 @@ def test_any_key_of_the_tiler_gives_its_tilings_folders_of_their_own(segmented):
     (few,) = (count for tiling, count in found.items() if tiling.endswith("_min_tissue0.9"))
     assert few < max(found.values())
     assert sorted(segmented) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("tiler.size=0", "tiler.size is 0"),
+        ("tiler.step=0", "tiler.step is 0"),
+        ("tiler.min_tissue=2", "tiler.min_tissue is 2"),
+        ("tiler.magnification=20 tiler.mpp=0.5", "two targets"),
+        ("segmenter=file segmenter.folder=nofolder", "nofolder"),
+        ("writer=[]", "needs a writer"),
+        ("writer=png", "writer that keeps them"),
+        ("mpp_csv=none.csv", "There is no file mpp_csv=none.csv"),
+    ],
+)
+def test_what_cannot_run_leaves_nothing(monkeypatch, tmp_path, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    Path("a.svs").touch()
+    assert main(["a.svs", "output=out", *words.split()]) in (1, 2)
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -133,3 +134,18 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
         "microtome_readers",
     ):
         assert told in text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in DOCS.rglob("*.md") if "<!-- generated:" in page.read_text("utf-8")],
+    ids=lambda page: page.name,
+)
+def test_what_is_generated_is_current(page: Path) -> None:
+    spec = importlib.util.spec_from_file_location("generated", DOCS / "generated.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = page.read_text("utf-8")
+    assert text == module.written(text), "run `make docs`"

@@ -32,6 +32,7 @@ from microtome.config.schema import AUTO, options_node, plugin_node, to_run_conf
 from microtome.errors import ConfigError, InputError
 from microtome.plugin.registry import Broken, Registry, get_registry
 from microtome.plugin.specs import SPECS
+from microtome.run.plan import check_run
 
 CONFIG_PATH = "pkg://microtome_conf"
 CONFIG_NAME = "config"
@@ -145,7 +146,7 @@ def _run_dir(run_id: str, *, _root_: DictConfig) -> str:
     check_slides(_root_)
     if _root_.hydra.mode is not None and _root_.hydra.mode.name == "RUN":
         composed = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-        to_run_config(composed)
+        check_run(to_run_config(composed), get_registry())
     _run_dirs[run_id] = Path(output) / "runs" / run_id
     return str(_run_dirs[run_id])
 

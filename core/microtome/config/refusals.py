@@ -21,15 +21,16 @@ from omegaconf.errors import (
 )
 
 from microtome.config.options import SEVERAL
-from microtome.errors import ConfigError, MicrotomeError
+from microtome.config.schema import AUTO
+from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import SPECS
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """What Hydra raises over a command line."""
 
 _MANY = 24
-_LISTS = (*SEVERAL, "visualize")
+_LISTS = (*SEVERAL, "visualize", "preset")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<word>(?P<key>[^=]+)=(?P<value>.*))'")
 _SWEEP = re.compile(r"Sweep parameters '(.*)' requires --multirun", re.DOTALL)
 _APPEND = re.compile(r"Could not append .*already at '([^']+)'", re.DOTALL)
@@ -54,6 +55,11 @@ def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
     for link in chain:
         if isinstance(link, MicrotomeError):
             return link
+        if isinstance(link, OSError) and not isinstance(link, HydraException):
+            return StoreError(
+                f"{link.filename or 'The output'} cannot be written: {link.strerror or link}. "
+                "Choose another output, or make room for it."
+            )
     for link in chain:
         if sentence := _sentence(link, registry):
             return ConfigError(sentence)
@@ -94,8 +100,9 @@ def _sentence(error: BaseException, registry: Registry) -> str | None:
 
 def _by_text(text: str, registry: Registry) -> str | None:
     if match := _AMBIGUOUS.search(text):
-        one = f"write {match['key']}=[{match['value']}] for one run with all, or "
-        return f"{match['word']} is a sweep: {one if match['key'] in _LISTS else ''}add -m."
+        key, word = match["key"].lstrip("+"), match["word"].lstrip("+")
+        one = f"write {key}=[{match['value']}] for one run with all, or "
+        return f"{word} is a sweep: {one if key in _LISTS else ''}add -m."
     if match := _SWEEP.search(text):
         return f"{match[1]} is a sweep: add -m."
     if match := _APPEND.search(text):
@@ -115,7 +122,14 @@ def _no_config(error: MissingConfigException, registry: Registry) -> str | None:
     for broken in registry.broken:
         if name in broken.name.split():
             return f"The {kind} {name!r} of {broken.distribution} is broken: {broken.reason}"
-    return _unknown(kind, name, error.options or ())
+    return _unknown(kind, name, error.options or _installed(kind, registry))
+
+
+def _installed(kind: str, registry: Registry) -> list[str]:
+    """List what Hydra forgets to for a name in a list."""
+    if kind not in SPECS:
+        return []
+    return [*registry.names(kind), *([AUTO] if kind == "reader" else [])]
 
 
 def _no_key(error: ConfigAttributeError | ConfigKeyError) -> str | None:
@@ -127,7 +141,23 @@ def _no_key(error: ConfigAttributeError | ConfigKeyError) -> str | None:
     if where in ("encoder", "writer"):
         chosen = ", ".join(known) or "none"
         return f"No {where} {key!r} is chosen, only {chosen}: add it with {where}=[…,{key}]."
+    if not where and (owners := _owners(parent, key)):
+        return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
     return _unknown(f"option of {where}" if where else "option", key, known)
+
+
+def _owners(root: DictConfig, key: str) -> list[str]:
+    """Find chosen plugins and sections that have an option of that name."""
+    nodes = {kind: root.get(kind) for kind in (*SPECS, "tissue", "filter")}
+    for kind in SEVERAL:
+        several = nodes.pop(kind)
+        if isinstance(several, DictConfig):
+            nodes |= {f"{kind}.{name}": several.get(name) for name in several}
+    return [
+        f"{where}.{key}=…"
+        for where, node in nodes.items()
+        if isinstance(node, DictConfig) and key in node and key != "plugin"
+    ]
 
 
 def _unknown(what: str, name: str, available: Iterable[str]) -> str:

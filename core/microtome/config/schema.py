@@ -128,7 +128,8 @@ def typed(schema: type, values: Any, where: str = "") -> Any:
 
     prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}={values} is not a mapping of options.")
+        first = next(iter(get_type_hints(schema)), "KEY")
+        raise ConfigError(f"{where}={values} says nothing of its options: {where}.{first}=…")
     known = get_type_hints(schema)
     try:
         node = OmegaConf.structured(schema)

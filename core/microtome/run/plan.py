@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microtome.errors import ConfigError, EncoderError
+from microtome.errors import ConfigError, EncoderError, InputError
 from microtome.plugin.protocols import Encoder, Segmenter, StoreWriter, Tiler, TileWriter
 from microtome.plugin.registry import Registry, configure
 from microtome.plugin.specs import (
@@ -156,6 +156,26 @@ class RunPlan:
         if task == "coords" or not self.encoders:
             return f"coordinates {target}, no encoder"
         return f"encoder {' and '.join(map(str, self.encoders))}, {target}"
+
+
+def check_run(config: RunConfig, registry: Registry) -> None:
+    """Refuse what is wrong with a run whatever its encoders and slides: before anything is made.
+
+    Raises:
+        ConfigError: If the configuration describes no run.
+        PluginError: If a plugin is unknown, broken or misses a library.
+        InputError: If the mpp CSV is not there.
+    """
+    tiler_spec, tiler_config = _plan_tiler(config, registry, (), [])
+    registry.create("tiler", tiler_spec.name, tiler_config)
+    segmenter_spec, segmenter_config = _configured(registry, "segmenter", config.segmenter)
+    registry.create("segmenter", segmenter_spec.name, segmenter_config)
+    _reader_fields(config, registry)
+    _plan_writers(config, registry)
+    for choice in config.encoders if config.task == "process" else ():
+        registry.load("encoder", choice.plugin)
+    if config.mpp_csv is not None and not config.mpp_csv.is_file():
+        raise InputError(f"There is no file mpp_csv={config.mpp_csv}.")
 
 
 def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
