@@ -46,7 +46,7 @@ def written(markdown: str) -> str:
 
 def help_page() -> str:
     """Give what ``microtome --help`` prints."""
-    return f"```text\n{help.page(get_registry(), commands.find_verbs()).strip()}\n```"
+    return f"```text\n{help.page(get_registry(), commands.find_verbs(), width=100).strip()}\n```"
 
 
 def plugins() -> str:

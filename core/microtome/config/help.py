@@ -43,14 +43,15 @@ _EXAMPLES = (
 )
 
 
-def page(registry: Registry, verbs: Mapping[str, str]) -> str:
+def page(registry: Registry, verbs: Mapping[str, str], *, width: int | None = None) -> str:
     """Write the help page: the kinds with their plugins, the common keys, verbs and examples.
 
     Args:
         registry: The plugins.
         verbs: Summaries of the verbs by name.
+        width: In characters; the terminal's if None, at most 110.
     """
-    width = min(shutil.get_terminal_size((100, 24)).columns, 110)
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 110)
     kinds = [(kind, " ".join(_names(registry, kind))) for kind in SPECS]
     broken = registry.broken
     sections = [

@@ -152,7 +152,7 @@ def _owners(root: DictConfig, key: str) -> list[str]:
     for kind in SEVERAL:
         several = nodes.pop(kind)
         if isinstance(several, DictConfig):
-            nodes |= {f"{kind}.{name}": several.get(name) for name in several}
+            nodes |= {f"{kind}.{name}": several.get(name) for name in map(str, several)}
     return [
         f"{where}.{key}=…"
         for where, node in nodes.items()

@@ -21,36 +21,36 @@ class ClassicConfig:
 
 
 @dataclass
-class OtsuConfig:
-    """Options of Otsu's threshold on saturation."""
+class TidyConfig:
+    """How the simple segmenters tidy their masks."""
 
-    blur: float = option(2.0, help="Standard deviation of the smoothing, in pixels.")
     close: int = option(4, help="Radius of the closing, in pixels.")
     min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
     max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
 
 
 @dataclass
-class ThresholdConfig:
+class OtsuConfig(TidyConfig):
+    """Options of Otsu's threshold on saturation."""
+
+    blur: float = option(2.0, help="Standard deviation of the smoothing, in pixels.")
+
+
+@dataclass
+class ThresholdConfig(TidyConfig):
     """Options of the fixed threshold on saturation."""
 
     saturation: int = option(20, help="HSV saturation (0..255) from which a pixel is tissue.")
     value: int = option(40, help="HSV value (0..255) below which a pixel is never tissue.")
     blur: float = option(2.0, help="Standard deviation of the smoothing, in pixels.")
-    close: int = option(4, help="Radius of the closing, in pixels.")
-    min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
-    max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
 
 
 @dataclass
-class EntropyConfig:
+class EntropyConfig(TidyConfig):
     """Options of the local-entropy segmenter."""
 
     radius: int = option(5, help="Radius of the neighbourhood, in pixels.")
     entropy: float = option(2.2, help="Bits from which a neighbourhood is tissue.")
-    close: int = option(4, help="Radius of the closing, in pixels.")
-    min_region: float = option(2e-4, help="Regions smaller than this share are dropped.")
-    max_hole: float = option(1e-3, help="Holes smaller than this share are filled.")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,8 @@ _GREYS = 32
 """Grey levels that entropy is counted over: 5 bits, so that noise of the camera counts little."""
 
 
-class OtsuSegmenter:
-    """Cuts smoothed saturation where Otsu's criterion says."""
-
-    def __init__(self, config: OtsuConfig) -> None:
-        self.config = config
+class _OneByOne(ABC):
+    """Segments each view by itself."""
 
     def segment(self, views: Sequence[SlideView]) -> list[TissueMask]:
         """Tell tissue from glass.
@@ -35,6 +33,17 @@ class OtsuSegmenter:
             TissueError: If a slide is not bright field.
         """
         return to_masks(views, self._segment)
+
+    @abstractmethod
+    def _segment(self, view: SlideView) -> Mask:
+        """Segment one view."""
+
+
+class OtsuSegmenter(_OneByOne):
+    """Cuts smoothed saturation where Otsu's criterion says."""
+
+    def __init__(self, config: OtsuConfig) -> None:
+        self.config = config
 
     def _segment(self, view: SlideView) -> Mask:
         refuse_fluorescence(view.image, view.covered)
@@ -47,19 +56,11 @@ class OtsuSegmenter:
         return _tidy(tissue, self.config)
 
 
-class ThresholdSegmenter:
+class ThresholdSegmenter(_OneByOne):
     """Cuts smoothed saturation at a fixed value."""
 
     def __init__(self, config: ThresholdConfig) -> None:
         self.config = config
-
-    def segment(self, views: Sequence[SlideView]) -> list[TissueMask]:
-        """Tell tissue from glass.
-
-        Raises:
-            TissueError: If a slide is not bright field.
-        """
-        return to_masks(views, self._segment)
 
     def _segment(self, view: SlideView) -> Mask:
         refuse_fluorescence(view.image, view.covered)
@@ -68,19 +69,11 @@ class ThresholdSegmenter:
         return _tidy(usable & (saturation >= self.config.saturation), self.config)
 
 
-class EntropySegmenter:
+class EntropySegmenter(_OneByOne):
     """Calls tissue what has many grey levels in a small neighbourhood, stained or not."""
 
     def __init__(self, config: EntropyConfig) -> None:
         self.config = config
-
-    def segment(self, views: Sequence[SlideView]) -> list[TissueMask]:
-        """Tell tissue from glass.
-
-        Raises:
-            TissueError: If a slide is not bright field.
-        """
-        return to_masks(views, self._segment)
 
     def _segment(self, view: SlideView) -> Mask:
         refuse_fluorescence(view.image, view.covered)
