@@ -40,8 +40,9 @@ test: check ## check, then the tests
 test-all: check ## test, with the slow tests
 	$(BIN)/pytest -n $(TEST_JOBS) --durations=15
 
-bench: $(VENV)/.dev ## start-up, tiles/s, encode/s
-	$(BIN)/python -m bench
+# make bench BENCH='--only path,coords --slide M=/data/m.svs --json history.jsonl'
+bench: $(VENV)/.dev ## figures and ratios of this machine, half an hour; BENCH=--quick for minutes
+	$(BIN)/python -m bench $(BENCH)
 
 docs: $(VENV)/.dev ## build the documentation, strictly
 	$(BIN)/python docs/generated.py

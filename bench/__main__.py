@@ -1,93 +1,124 @@
-"""Run the benchmarks and print a table of figures and ratios."""
+"""Run the benchmarks and print a table of figures, ratios and what is expected of them."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.measure import (
-    BATCH,
-    TILE,
-    Result,
-    bare_resnet18,
-    encoding,
-    floor,
-    reading,
-    start_up,
-    whole_run,
-)
-from microtome.plugin.registry import get_registry
-from microtome.run.attributes import provenance
-from microtome.run.budget import cpu_budget
-from microtome.testing.synthetic import make_plain_image, make_slide
-
-# cuCIM first: imported after torch it can hang on a machine without a GPU.
-READERS = ("cucim", "openslide", "tiff")
+from bench.groups import GROUPS, about
+from bench.peers.compare import RUNNERS
+from bench.pixels import installed
+from bench.process import StepError
+from bench.results import Result, append_record
+from bench.session import Session
+from bench.slides import FULL, QUICK, Slides
 
 
-def main() -> None:
-    """Measure, print a table line by line, and write JSON if asked to."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table row by row, and add to a history if asked to.
+
+    Returns:
+        0 if everything could be measured, whether it is good enough or not; else 1.
+    """
+    asked = _parser().parse_args(arguments)
+    recipes = QUICK if asked.quick else FULL
+    slides = Slides(given=_named_paths(asked.slide), cache=asked.cache, recipes=recipes)
+    peers = {name: str(Path(path).absolute()) for name, path in _pairs(asked.peers)}
+    session = Session(
+        slides=slides,
+        repeats=1 if asked.quick else asked.repeats,
+        readers=() if asked.quick else installed(),
+        peers=peers,
+    )
+    results: list[Result] = []
+    failed = []
+    for group in asked.only or GROUPS:
+        print(f"\n{group}: {about(group)}", flush=True)
+        try:
+            results += _shown(GROUPS[group](session))
+        except StepError as error:
+            failed.append(group)
+            print(f"{group} could not be measured: {error}", file=sys.stderr, flush=True)
+    print(f"\n{_summary(results)}")
+    if asked.quick:
+        print("Of slides this small and times taken once, no figure means anything.")
+    if asked.json:
+        append_record(asked.json, results, slides.used)
+    return 1 if failed else 0
+
+
+def _shown(results: Iterator[Result]) -> Iterator[Result]:
+    for result in results:
+        print(result, flush=True)
+        yield result
+
+
+def _summary(results: Sequence[Result]) -> str:
+    barred = [result for result in results if result.bar is not None]
+    missed = [f"{result.group}: {result.name.strip()}" for result in barred if result.missed]
+    told = f"{len(barred) - len(missed)} of {len(barred)} bars met."
+    return told + "".join(f"\n  missed  {name}" for name in missed)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--quick", action="store_true", help="a tiny slide: only see that it runs")
-    arguments = parser.parse_args()
-    results = []
-    with tempfile.TemporaryDirectory(prefix="microtome-bench-") as folder:
-        for result in measure(Path(folder), quick=arguments.quick):
-            results.append(result)
-            print(as_line(result), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record(results), indent=2) + "\n", "utf-8")
+    add = parser.add_argument
+    add("--only", type=_groups, metavar="NAME,…", help=f"some of {', '.join(GROUPS)}")
+    add(
+        "--quick",
+        action="store_true",
+        help="tiny slides, once, auto reader: only see that it works",
+    )
+    add("--repeats", type=int, default=5, help="how often a time is taken; the shortest counts")
+    add("--json", type=Path, metavar="FILE", help="append the figures to a history, a line a call")
+    add(
+        "--slide",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help=f"a ready slide instead of a made one: {', '.join(FULL)}",
+    )
+    add("--cache", type=Path, default=_cache(), help="where made slides are kept (%(default)s)")
+    add(
+        "--peers",
+        action="extend",
+        type=lambda words: words.split(","),
+        default=[],
+        metavar="NAME=PYTHON,…",
+        help=f"interpreters of environments with other tools: {', '.join(RUNNERS)}",
+    )
+    return parser
 
 
-def measure(folder: Path, *, quick: bool) -> Iterator[Result]:
-    """Measure everything that is installed."""
-    yield from start_up(1 if quick else 5)
-    size = (1024, 1024) if quick else (6144, 4096)
-    slide = make_slide(folder / "slide.svs", size=size, tissue=0.5).path
-    most = floor(slide)
-    yield most
-    readers = [name for name in READERS if not get_registry().find("reader", name).missing]
-    for name in readers:
-        yield reading(slide, name, 40, most)
-        yield reading(slide, name, 20, most)
-    yield whole_run(slide, folder)
-    tissue = make_plain_image(folder / "tissue.png", size=(TILE * 8, TILE * 4), tissue=0.6).image
-    tiles = tissue.reshape(4, TILE, 8, TILE, 3).swapaxes(1, 2).reshape(BATCH, TILE, TILE, 3)
-    yield encoding("handcrafted", tiles)
-    if get_registry().find("encoder", "resnet18").missing:
-        return
-    alone = bare_resnet18(BATCH)
-    yield alone
-    model = encoding("resnet18", tiles, weights="random")
-    yield replace(model, ratio=model.value / alone.value, against=alone.name)
-    for name in readers:
-        yield reading(slide, name, 20, most)
+def _groups(words: str) -> list[str]:
+    names = words.split(",")
+    for name in names:
+        if name not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(GROUPS)}")
+    return names
 
 
-def as_line(result: Result) -> str:
-    """Write a row of the table."""
-    ratio = "" if result.ratio is None else f"{result.ratio:6.2f} x {result.against}"
-    digits = 3 if result.value < 1 else 1 if result.value < 100 else 0
-    return f"{result.name:<42}{result.value:>9.{digits}f} {result.unit:<13}{ratio}".rstrip()
+def _named_paths(words: Sequence[str]) -> Mapping[str, Path]:
+    paths = {name: Path(path) for name, path in _pairs(words)}
+    for name, path in paths.items():
+        if name not in FULL or not path.is_file():
+            sys.exit(f"--slide {name}={path}: the names are {', '.join(FULL)}, the path a file's.")
+    return paths
 
 
-def record(results: list[Result]) -> dict[str, object]:
-    """Give the figures with what they depend on."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
-        "cpus": cpu_budget(),
-        "libraries": provenance(),
-        "results": [asdict(result) for result in results],
-    }
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    for word in words:
+        if "=" not in word:
+            sys.exit(f"{word!r} should be NAME=PATH.")
+    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microtome-bench"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from microtome import commands
 from microtome.config import help
 from microtome.config.schema import options_table
-from microtome.plugin.registry import Registered, get_registry
+from microtome.plugin.registry import Registered, Registry, get_registry
 from microtome.plugin.specs import SPECS, EncoderSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,21 +47,27 @@ def written(markdown: str) -> str:
 
 def help_page() -> str:
     """Give what ``microtome --help`` prints."""
-    return f"```text\n{help.page(get_registry(), commands.find_verbs(), width=100).strip()}\n```"
+    return f"```text\n{help.page(own(), commands.find_verbs(), width=100).strip()}\n```"
+
+
+def options() -> str:
+    """Give the tables of all options."""
+    return options_table(own())
 
 
 def plugins() -> str:
     """List microtome's own plugins by kind."""
     parts = []
     for kind in SPECS:
-        parts += [f"## {kind.capitalize()}s", table(("name", "", "needs"), map(_plugin, own(kind)))]
+        rows = map(_plugin, own().entries(kind))
+        parts += [f"## {kind.capitalize()}s", table(("name", "", "needs"), rows)]
     return "\n\n".join(parts)
 
 
 def cards() -> str:
     """List what encoders' cards say."""
     headings = ("encoder", "D", "tile", "pooling", "licence", "gated", "weights")
-    specs = (entry.spec for entry in own("encoder"))
+    specs = (entry.spec for entry in own().entries("encoder"))
     return table(headings, (_card(s) for s in specs if isinstance(s, EncoderSpec) and s.card))
 
 
@@ -88,9 +95,15 @@ def walkthrough() -> str:
     return match[1].strip().partition("\n")[2]
 
 
-def own(kind: str) -> Iterator[Registered]:
-    """Give what this distribution registers of a kind, whatever else is installed."""
-    return (e for e in get_registry().entries(kind) if e.distribution == "microtome")
+@cache
+def own() -> Registry:
+    """Give what this distribution registers, whatever else is installed."""
+    registry = Registry()
+    for name, module in get_registry().manager.list_name_plugin():
+        distribution, _, point = name.partition(":")
+        if distribution == "microtome":
+            registry.add(module, point, distribution)
+    return registry
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -127,7 +140,7 @@ def _card(spec: EncoderSpec) -> tuple[str, ...]:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     "help": help_page,
-    "options": options_table,
+    "options": options,
     "plugins": plugins,
     "cards": cards,
     "handcrafted": handcrafted,

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from config_standins import Runs, fill, use
 
-from microtome.config import hydra_bridge
+from microtome.config import checks
 from microtome.plugin.registry import Registry
 
 
@@ -27,7 +27,7 @@ def runs(registry, monkeypatch, tmp_path) -> Runs:
     runner.run = made
     monkeypatch.setitem(sys.modules, "microtome.run.runner", runner)
     # The stand-ins are names without code, so nothing can be made of them.
-    monkeypatch.setattr(hydra_bridge, "check_run", lambda config, registry: None)
+    monkeypatch.setattr(checks, "check_run", lambda config, registry: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.svs").touch()
     return made

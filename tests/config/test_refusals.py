@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shlex
 from pathlib import Path
 
@@ -10,13 +12,14 @@ import pytest
 
 from microtome.__main__ import main
 from microtome.errors import ConfigError
+from microtome.plugin.specs import SPECS
 from microtome.run.settings import EncoderChoice, FilterSettings, RunConfig, TissueSettings
 
 # The command line behind `microtome`, and what its one sentence must say.
 WRONG = {
     "a.svs": "No output folder is given: output=FOLDER",
     "output=out": "No slide is given",
-    "nope.svs output=out": "no slide, folder or manifest 'nope.svs'",
+    "nope.svs output=out": "no file or folder 'nope.svs'. Did you mean 'a.svs'?",
     "a.svs output=afile": "afile is a file",
     "a.svs output=afile/x": "afile is a file",
     "a.svs outptu=out": "Did you mean 'output'?",
@@ -26,9 +29,9 @@ WRONG = {
     "a.svs output=out reader=openslid": "Did you mean 'openslide'?",
     "a.svs output=out task=coord": "Did you mean 'coords'?",
     "a.svs output=out tiler.sze=256": "no option of tiler named 'sze'. Did you mean 'size'?",
-    "a.svs output=out tiler.size=big": "tiler.size=big does not fit: it takes whole number",
-    "a.svs output=out tiler.edge=padd": "it takes drop | pad",
-    "a.svs output=out precision=fp8": "it takes auto | fp32 | fp16 | bf16",
+    "a.svs output=out tiler.size=big": "tiler.size=big does not fit: it takes a whole number, or",
+    "a.svs output=out tiler.edge=padd": "it takes one of drop, pad",
+    "a.svs output=out precision=fp8": "it takes one of auto, fp32, fp16, bf16",
     "a.svs output=out device=gpu": "device=gpu is not auto, cpu, mps, cuda",
     "a.svs output=out encoder=acme encoder.acme.device=cuda:x": "encoder.acme.device=cuda:x is not",
     "a.svs output=out visualize=gird": "Did you mean 'grid'?",
@@ -42,14 +45,14 @@ WRONG = {
     "a.svs output=out tiler.name=a/b": "tiler.name=a/b is a folder's name",
     "a.svs output=out tiler.origin=[64,0": "'tiler.origin=[64,0' is not a value that can be read",
     "a.svs output=out tiler.size='${nope}'": "Interpolation key 'nope' not found",
-    "a.svs output=out tissue=3": "tissue=3 says nothing of its options: tissue.min_region_um2=…",
-    "a.svs output=out filter=true": "filter=True says nothing of its options: filter.enabled=…",
+    "a.svs output=out tissue=3": "its options: say tissue.min_region_um2=…",
+    "a.svs output=out filter=true": "filter=true says nothing of its options: say filter.enabled=",
     "a.svs output=out encoder=[acme,resnet81]": "Did you mean 'resnet18'? Available: acme",
     "a.svs output=out writer=[hdf5,pngg]": "Did you mean 'png'?",
     "a.svs output=out encoder=resnet18 weights=random": "Did you mean encoder.resnet18.weights=…?",
     "a.svs output=out preset=look,clean": "preset=look,clean is a sweep: write preset=[look,clean]",
     "a.svs output=/proc/there": "/proc/there",
-    "a.svs output=" + "x" * 300: "File name too long",
+    "a.svs output=" + "x" * 300: "is too long for a folder's name",
     "a.svs output=out encoder=acme,handcrafted": "encoder=[acme,handcrafted] for one run with all",
     "a.svs output=out tiler.size=64,128": "tiler.size=64,128 is a sweep: add -m",
     "a.svs output=out encoder.resnet18.weights=random": "add it with encoder=[…,resnet18]",
@@ -72,6 +75,17 @@ WRONG = {
     "-m a.svs output=a,b": "would sweep over the output",
     "a.svs output=out hydra.run.dir=x": "hydra.run.dir cannot be set",
     "a.svs output='${x}'": "which Hydra would replace",
+    "-m a.svs output=out tiler.siez=1,2": "no option of tiler named 'siez'. Did you mean 'size'?",
+    "-m a.svs output=out tiler.size=big,huge": "tiler.size=big does not fit",
+    "-m a.svs nope.svs output=out encoder=acme,handcrafted": "no file or folder 'nope.svs'",
+    "-m a.svs output=out segmenter=classic,file": "tiler.name='${segmenter.plugin}'",
+    "-m a.svs output=out tissue.min_hole_um2=1,2": "tiler.name='${tissue.min_hole_um2}'",
+    "-m a.svs output=out filter.enabled=true,false tiler.size=1,2": "would write the same files",
+    "-m a.svs output=afile encoder=acme,handcrafted": "afile is a file",
+    "a.svs output=out tiler.origin=3": "it takes a list of whole numbers",
+    "a.svs output=out force=maybe": "it takes true or false",
+    "a.svs output=out mpp=fine": "it takes a number, or null for the default",
+    "a.svs output=out tiler.name=" + "x" * 300: "tiler.name=xxx",
     "plugin": "Did you mean 'microtome plugins'?",
     "plugins encodr": "Did you mean 'encoder'?",
     "plugins encoder reader": "plugins: unrecognized arguments: reader",
@@ -114,6 +128,29 @@ def test_both_faces_refuse_in_the_same_words(words, made, runs, capsys):
     assert main(["a.svs", "output=out", *words.split()]) == 2
     assert capsys.readouterr().err == f"microtome: {refused.value}\n"
     assert runs == []
+
+
+@pytest.mark.parametrize("line", ["", "-m encoder=acme,handcrafted"], ids=["run", "sweep"])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOENT, errno.ENOSPC, errno.EROFS])
+def test_a_folder_that_the_system_refuses_is_one_sentence(line, code, runs, monkeypatch, capsys):
+    def refuse(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "makedirs", refuse)
+    assert main([*line.split(), "a.svs", "output=out"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("microtome: ")
+    assert told.count("\n") == 1
+    assert f"cannot be used: {os.strerror(code)}. Choose another output" in told
+    assert runs == []
+
+
+@pytest.mark.parametrize("command", ["foo=1", "+foo=1"])
+def test_a_key_that_is_not_there_lists_all_that_are(command, runs, capsys):
+    assert main(["a.svs", "output=out", command]) == 2
+    available = capsys.readouterr().err.partition("Available: ")[2].rstrip(".\n").split(", ")
+    assert {*SPECS, "preset", "output", "tissue"} <= set(available)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:3"])

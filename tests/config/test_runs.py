@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from config_standins import NetOptions
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import OmegaConf
 
 from microtome.__main__ import main
 from microtome.errors import InputError, StoreError
@@ -42,6 +44,25 @@ def test_nothing_is_left_outside_the_output(runs):
     assert {Path(name).name for name in left} == {
         "config.yaml", "hydra.yaml", "overrides.yaml", "outcome.json",
     }  # fmt: skip
+
+
+def test_hydra_composes_a_plain_run_once_and_like_its_own_command_line(runs, monkeypatch):
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def spy(self, *args, **kwargs):
+        composed.append(args)
+        return compose(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", spy)
+    line = ["a.svs", "output=out", "encoder=[acme,resnet18]", "tiler.size=64"]
+    assert main(line) == 0
+    assert len(composed) == 1
+    assert main([*line, "--run"]) == 0
+    assert runs[0].resolved == runs[1].resolved
+    kept = [OmegaConf.load(run.run_dir / ".hydra/hydra.yaml").hydra for run in runs]
+    for key in ("mode", "job.name", "job.chdir", "runtime.choices", "runtime.config_sources"):
+        assert OmegaConf.select(kept[0], key) == OmegaConf.select(kept[1], key), key
 
 
 def test_options_reach_their_places(runs):
@@ -223,26 +244,6 @@ def test_traceback_on_request(runs, monkeypatch, capsys):
     runs.answers = [InputError("no such slide")]
     main(["a.svs", "output=out"])
     assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("microtome encoder=ac", ["encoder=acme"]),
-        ("microtome my,slide(1).svs output=out encoder=res", ["encoder=resnet18"]),
-        ("microtome tiler=", ["tiler=bare", "tiler=grid"]),
-        ("microtome feature_d", ["feature_dtype="]),
-    ],
-)
-def test_completion(line, offered, runs, monkeypatch, capsys):
-    monkeypatch.setenv("COMP_LINE", line)
-    assert main(["-sc", "query=bash"]) == 0
-    assert capsys.readouterr().out.split() == offered
-
-
-def test_completion_script(runs, capsys):
-    assert main(["-sc", "install=bash"]) == 0
-    assert "complete -o nospace" in capsys.readouterr().out
 
 
 def test_process_leaves_with_the_exit_code(tmp_path):

@@ -58,7 +58,7 @@ def test_resolved_is_plain_and_whole(registry):
         ({"encoder": ["acme"]}, ConfigError, "not a mapping of encoders"),
         ({"writer": {"hdf5": "hdf5"}}, ConfigError, "writer.hdf5 has options but no plugin"),
         ({"reader": {"plugin": "auto", "x": 1}}, ConfigError, "no option of reader named 'x'"),
-        ({"slides": "a.svs"}, ConfigError, "slides=a.svs does not fit: it takes list of text"),
+        ({"slides": "a.svs"}, ConfigError, "slides=a.svs does not fit: it takes a list of texts"),
     ],
 )
 def test_refusals(changes, error, words, registry):

@@ -103,14 +103,33 @@ def test_any_key_of_the_tiler_gives_its_tilings_folders_of_their_own(segmented):
         ("segmenter=file segmenter.folder=nofolder", "nofolder"),
         ("writer=[]", "needs a writer"),
         ("writer=png", "writer that keeps them"),
-        ("mpp_csv=none.csv", "There is no file mpp_csv=none.csv"),
+        ("mpp_csv=none.csv", "none.csv cannot be read"),
     ],
 )
-def test_what_cannot_run_leaves_nothing(monkeypatch, tmp_path, capsys, words, told):
+@pytest.mark.parametrize("mode", [[], ["-m", "force=false,true"]], ids=["run", "sweep"])
+def test_what_cannot_run_leaves_nothing(monkeypatch, tmp_path, capsys, words, told, mode):
     monkeypatch.chdir(tmp_path)
     Path("a.svs").touch()
-    assert main(["a.svs", "output=out", *words.split()]) in (1, 2)
+    assert main([*mode, "a.svs", "output=out", *words.split()]) in (1, 2)
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("slides", ["empty", "notes.txt"])
+def test_nothing_to_do_leaves_nothing(monkeypatch, tmp_path, capsys, slides):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("no slide")
+    assert main([slides, "output=out"]) == 1
+    assert slides in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_segmenters_swept_under_names_of_their_own_share_an_output(segmented):
+    Path("slides/bad.svs").unlink()
+    line = "-m slides/one.svs output=out task=coords tiler.size=64 tiler.magnification=20"
+    segmenters = ["segmenter=otsu,classic", "tiler.name=${segmenter.plugin}"]
+    assert main([*line.split(), *segmenters]) == 0
+    assert {path.parts[1] for path in Path("out").glob("*/patches/one.h5")} == {"otsu", "classic"}

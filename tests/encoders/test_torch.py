@@ -161,19 +161,6 @@ class TestLoaders:
         )
 
 
-def test_short_memory_names_the_way_out(monkeypatch, batch):
-    encoder = make(*LOADERS[1], weights="random")
-    encoder.load("cpu", "fp32")
-
-    def fill(*_):
-        raise torch.cuda.OutOfMemoryError("a long report")
-
-    monkeypatch.setattr(encoder, "forward", fill)
-    with pytest.raises(EncoderError, match="batch_size") as info:
-        encoder.encode(batch)
-    one_sentence(info)
-
-
 @pytest.mark.parametrize(
     ("device", "precision", "named"),
     [

@@ -13,10 +13,11 @@ import pytest
 import tifffile
 from readers import tiffs
 
-from microtome.errors import SlideOpenError
+from microtome.errors import SlideOpenError, SlideReadError
 from microtome.testing import make_slide
 from microtome_readers import CucimConfig, TiffConfig, cucim_check
 from microtome_readers.cucim_check import check_file
+from microtome_readers.cucim_reader import CucimReader
 from microtome_readers.tiff_reader import TiffReader
 
 RGB = tiffs.colours(300, 400)
@@ -83,32 +84,11 @@ def test_alpha_is_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("untried")
-@pytest.mark.parametrize(
-    ("data", "at", "reason"),
-    [
-        (b"\0\0\0\0", 0, "does not begin"),
-        (b"\xff\xdb\x00\x03", 2, "bogus length"),
-    ],
-)
-def test_a_tile_that_is_no_jpeg_is_refused_with_its_place(jpeg, data, at, reason):
-    tiffs.damage_segment(jpeg, 9, data, at)
-    with pytest.raises(SlideOpenError, match=f"tile 9 of level 0: .*{reason}"):
-        check_file(jpeg, 60)
-
-
-@pytest.mark.usefixtures("untried")
-def test_a_tile_without_its_end_is_refused(jpeg):
-    tiffs.damage_segment(jpeg, 3, b"\x11\x11", len(tiffs.segment(jpeg, 3)) - 2)
-    with pytest.raises(SlideOpenError, match=r"tile 3 of level 0: .*truncated"):
-        check_file(jpeg, 60)
-
-
-@pytest.mark.usefixtures("untried")
 def test_a_tile_that_is_left_out_is_refused(jpeg):
     with tifffile.TiffFile(jpeg) as tiff:
         counts = list(tiff.pages[0].databytecounts)
     tiffs.set_tag(jpeg, "TileByteCounts", [*counts[:-1], 0])
-    with pytest.raises(SlideOpenError, match="it is left out"):
+    with pytest.raises(SlideOpenError, match="tiles are left out"):
         check_file(jpeg, 60)
 
 
@@ -171,8 +151,6 @@ def test_reading_after_torch_does_not_hang_and_leaves_no_log(tmp_path):
 
 @needs_cucim
 def test_pixels_and_metadata_are_those_of_the_file(tmp_path):
-    from microtome_readers.cucim_reader import CucimReader
-
     # A second level whose downsample is not whole: 1001 / 250 and 703 / 176.
     slide = make_slide(tmp_path / "a.svs", size=(1001, 703), mpp=0.25, magnification=40)
     cucim = CucimReader(slide.path, CucimConfig())
@@ -192,4 +170,36 @@ def test_pixels_and_metadata_are_those_of_the_file(tmp_path):
         side = 256 if level == 0 else 90
         ours, theirs = (tiffs.read(r, x, y, side, side, level) for r in (cucim, tiff))
         assert np.array_equal(ours, theirs)
+    cucim.close()
+
+
+@needs_cucim
+@pytest.mark.parametrize("shift", [0, 37])
+def test_boxes_read_at_once_are_those_read_alone(tmp_path, shift):
+    """Those that share native tiles are cut out of one large read, on every level."""
+    slide = make_slide(tmp_path / "a.svs", size=(1501, 1203), tile=240)
+    cucim, tiff = CucimReader(slide.path, CucimConfig()), TiffReader(slide.path, TiffConfig())
+    for index, level in enumerate(cucim.info.levels):
+        side = 240 if index == 0 else 60
+        columns, rows = (level.width - shift) // side, (level.height - shift) // side
+        boxes = np.full((columns * rows, 4), side)
+        at = np.stack(np.meshgrid(range(columns), range(rows)), -1).reshape(-1, 2)
+        boxes[:, :2] = np.rint((at * side + shift) * level.downsample)
+        order = np.random.default_rng(1).permutation(len(boxes))
+        out = np.zeros((len(boxes), side, side, 3), np.uint8)
+        cucim.read_tiles(index, boxes, out, order)
+        for box, row in zip(boxes.tolist(), order.tolist(), strict=True):
+            assert np.array_equal(out[row], tiffs.read(tiff, *box, index))
+    cucim.close()
+
+
+@needs_cucim
+def test_a_damaged_tile_is_told_where_it_is_and_no_sooner(tmp_path):
+    slide = make_slide(tmp_path / "a.svs", size=(1000, 700), tile=128)
+    tiffs.damage_segment(slide.path, 3, b"\x11\x11", len(tiffs.segment(slide.path, 3)) - 2)
+    cucim = CucimReader(slide.path, CucimConfig())
+    assert tiffs.read(cucim, 128, 0, 256, 128).any()
+    for _ in range(2):
+        with pytest.raises(SlideReadError, match=r"a\.svs: tile 3 of level 0 .*truncated"):
+            tiffs.read(cucim, 300, 0, 128, 128)
     cucim.close()

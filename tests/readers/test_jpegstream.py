@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from readers import tiffs
 
-from microtome_readers.jpegstream import check_jpeg
+from microtome_readers.jpegstream import JpegChecker, check_jpeg
 
 
 def stream(**options) -> bytes:
@@ -87,3 +87,29 @@ def test_any_cut_is_told():
     for end in np.linspace(0, len(WHOLE) - 1, 60).astype(int):
         with pytest.raises(ValueError, match="JPEG"):
             check_jpeg(WHOLE[:end])
+
+
+def test_a_header_that_is_known_is_not_parsed_again(monkeypatch):
+    checker = JpegChecker(None, (64, 48, 3))
+    first = checker.check(WHOLE)
+    monkeypatch.setattr("microtome_readers.jpegstream.parse_jpeg", None)
+    assert checker.check(WHOLE + b"\0\0") is first
+    with pytest.raises(ValueError, match="truncated"):
+        checker.check(WHOLE[:-2])
+
+
+def test_frames_of_another_size_are_told_each_time():
+    checker = JpegChecker(None, (64, 64, 3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="frame is 64 × 48 with 3 components"):
+            checker.check(WHOLE)
+
+
+def test_headers_that_all_differ_are_checked_all():
+    checker = JpegChecker(None)
+    for quality in range(5, 95, 5):
+        assert checker.check(stream(quality=quality)).frame == (64, 48, 3)
+    assert len(checker._known) < 18
+    broken, _ = DAMAGE["no Huffman table"]
+    with pytest.raises(ValueError, match="Huffman"):
+        checker.check(broken)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import openslide
 import pytest
@@ -10,7 +13,7 @@ from readers import tiffs
 
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.imaging import read_tiles
-from microtome_readers import OpenSlideConfig, TiffConfig
+from microtome_readers import OpenSlideConfig, TiffConfig, openslide_reader
 from microtome_readers.openslide_reader import OpenSlideReader
 from microtome_readers.tiff_reader import TiffReader
 
@@ -48,6 +51,67 @@ def test_pixels_are_those_of_read_region(path, slide):
         expected = np.asarray(direct.read_region((x, y), 1, (150, 120)))
         assert np.array_equal(tiffs.read(slide, x, y, 150, 120, 1), expected)
     direct.close()
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """Pixels of every alpha, on tiles that are all full, all clear, or mixed."""
+    pixels = tiffs.colours(300, 400, 4)
+    pixels[..., 3] = np.random.default_rng(4).integers(0, 256, (300, 400))
+    pixels[:128, :128, 3] = 255
+    pixels[128:256, :128, 3] = 0
+    path = tmp_path_factory.mktemp("openslide") / "ragged.tif"
+    return tiffs.write(path, pixels, tile=(128, 128), extrasamples=["unassalpha"])
+
+
+CORNERS = ((0, 0), (0, 128), (100, 100), (-20, -30), (350, 250), (900, 900))
+"""Full, clear, mixed, and over the edges of the slide or beyond them."""
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_transparent_pixels_are_those_of_read_region(ragged, monkeypatch, direct):
+    """Bit by bit, also with an openslide-python that has no such private names."""
+    if not direct:
+        monkeypatch.setattr(openslide_reader, "_read_region", None)
+    slide, pillow = OpenSlideReader(ragged, OpenSlideConfig()), openslide.OpenSlide(ragged)
+    seen = set()
+    for x, y in CORNERS:
+        expected = np.asarray(pillow.read_region((x, y), 0, (100, 90)))
+        assert np.array_equal(tiffs.read(slide, x, y, 100, 90), expected)
+        seen |= set(np.unique(expected[..., 3]).tolist())
+    assert len(seen) == 256
+    pillow.close()
+    slide.close()
+
+
+def test_holes_of_a_real_slide_are_those_of_read_region(shared_data):
+    path = shared_data / "slides" / "slaid_patch_rgba_levels_1_8_256.tif"
+    slide, pillow = OpenSlideReader(path, OpenSlideConfig()), openslide.OpenSlide(path)
+    for index in range(pillow.level_count):
+        expected = np.asarray(pillow.read_region((-8, -8), index, (272, 272)))
+        assert np.array_equal(tiffs.read(slide, -8, -8, 272, 272, index), expected)
+    pillow.close()
+    slide.close()
+
+
+def test_a_buffer_need_not_be_contiguous(slide):
+    out = np.zeros((2, 90, 200, 4), np.uint8)[:, :, 50:150]
+    slide.read_tiles(0, np.array([[7, 9, 100, 90]]), out, np.array([1]))
+    assert np.array_equal(out[1, ..., :3], RGB[9:99, 7:107])
+    assert not out[0].any()
+
+
+def test_a_plain_format_waits_for_no_tifffile(synthetic):
+    """Importing it takes longer than opening a slide."""
+    code = (
+        "import sys; from microtome.slide.opening import open_slide;"
+        "from microtome.slide.types import SlideRef; from pathlib import Path;"
+        "open_slide(SlideRef(path=Path(sys.argv[1]), slide_id='a'), reader='openslide').close();"
+        "print('tifffile' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(synthetic.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_opaque_levels_are_opaque_between_pixels_and_at_their_ends(slide):

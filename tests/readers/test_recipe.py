@@ -31,6 +31,9 @@ SLIDES = {
 }
 """Fractional where the size cannot be halved: OpenSlide's downsample is that of the sizes."""
 
+BETWEEN = ("fractional", "far from whole", "finer than 2")
+"""Where auto's choice interpolates between pixels by itself: OpenSlide's reader is asked for."""
+
 
 def recipe():
     """Run the page's snippet, on the ``slide.svs`` and ``out`` of the working directory."""
@@ -47,10 +50,11 @@ def test_the_documented_recipe_makes_every_tile(name, edge, tmp_path, monkeypatc
     make_slide("slide.svs", pen=False, **SLIDES[name])
     # Tiles of 83: the lattice meets few pixels whose position is whole.
     options = [f"tiler.edge={edge}", "tiler.size=83", "tiler.step=61", "tiler.magnification=19.8"]
+    options += ["reader=openslide"] if name in BETWEEN else []
     assert main(["slide.svs", "output=out", "segmenter=none", "writer=[hdf5,png]", *options]) == 0
     with h5py.File("out/patches/slide.h5") as file:
         coords, marked = file["coords"][:], file["columns/has_background"][:]
-        assert file.attrs["reader"] == "openslide"
+        assert file.attrs["reader"] == ("tiff" if name == "whole" else "openslide")
     read_tile = recipe()
     with openslide.OpenSlide("slide.svs") as slide:
         assert (slide.level_downsamples[1] % 1 == 0) == (name in ("whole", "alpha"))

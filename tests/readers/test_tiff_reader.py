@@ -11,7 +11,6 @@ from readers import tiffs
 
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome_readers import TiffConfig
-from microtome_readers.segmentcache import SegmentCache
 from microtome_readers.tiff_reader import TiffReader
 
 RGB = tiffs.colours()
@@ -277,30 +276,3 @@ def test_threads_share_a_reader(tmp_path):
         tiles = list(threads.map(lambda at: tiffs.read(slide, *at, 40, 40), places))
     for (x, y), tile in zip(places, tiles, strict=True):
         assert np.array_equal(tile, RGB[y : y + 40, x : x + 40])
-
-
-def test_a_segment_is_decoded_by_one_thread_only():
-    made = []
-
-    def make(key):
-        made.append(key)
-        return np.zeros((8, 8, 3), np.uint8)
-
-    cache = SegmentCache(1000)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: cache.get((0, 0, 0), make), range(50)))
-    assert made == [(0, 0, 0)]
-
-
-def test_the_cache_drops_what_was_used_longest_ago():
-    made = []
-
-    def make(key):
-        made.append(key)
-        return np.zeros(100, np.uint8)
-
-    cache = SegmentCache(200)
-    a, b, c = (0, 0, 0), (0, 0, 1), (0, 0, 2)
-    for key in (a, b, a, c, a, b):
-        cache.get(key, make)
-    assert made == [a, b, c, b]

@@ -1,11 +1,14 @@
-"""The CPU budget is the least of what was granted."""
+"""The CPU budget is the least of what was granted, and goes to what is the bottleneck."""
 
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from microtome.plugin import EncoderCard, EncoderSpec
 from microtome.run import budget
 
 
@@ -56,3 +59,72 @@ def test_slurm_never_raises_it(monkeypatch):
 
 def test_what_was_asked_for_wins():
     assert budget.cpu_budget(5) == 5
+
+
+def planned(*, requires=("torch",), device="cpu", params=11_700_000):
+    return SimpleNamespace(
+        spec=EncoderSpec(name="x", target="x:X", summary="x", requires=requires),
+        card=EncoderCard(dim=4, params=params),
+        device=device,
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoders", "expected"),
+    [
+        ([], (8, 1)),
+        ([planned(requires=("cv2",), params=None)], (8, 1)),
+        ([planned(device="cuda:1")], (8, 1)),
+        ([planned(params=100)], (8, 1)),
+        ([planned()], (2, 8)),
+        ([planned(params=None)], (2, 8)),
+        ([planned(device="cuda"), planned(params=100), planned()], (2, 8)),
+    ],
+)
+def test_who_needs_the_cpus_gets_them(encoders, expected):
+    threads = budget.share_threads(8, encoders)
+    assert (threads.workers, threads.torch) == expected
+
+
+def test_one_cpu_is_enough_for_everybody():
+    assert budget.share_threads(1, [planned()]) == budget.Threads(1, 1)
+
+
+def test_shares_that_were_asked_for_win():
+    assert budget.share_threads(8, [planned()], workers=3) == budget.Threads(3, 8)
+    assert budget.share_threads(8, [], workers=5, torch=2) == budget.Threads(5, 2)
+
+
+def test_pools_are_held_for_the_time_of_a_block():
+    cv2 = pytest.importorskip("cv2")
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas():
+        return [
+            pool["num_threads"]
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"
+        ]
+
+    before = cv2.getNumThreads(), blas()
+    cv2.setNumThreads(3)
+    try:
+        with budget.hold_pools(budget.Threads(2, 1)):
+            assert cv2.getNumThreads() == 1
+            assert set(blas()) <= {1}
+        assert cv2.getNumThreads() == 3
+        assert blas() == before[1]
+    finally:
+        cv2.setNumThreads(before[0])
+
+
+def test_torch_has_its_share_and_a_worker_one_thread():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    with (
+        budget.hold_pools(budget.Threads(1, 3)),
+        ThreadPoolExecutor(1, initializer=budget.work_alone) as pool,
+    ):
+        assert pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before

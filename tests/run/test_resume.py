@@ -59,7 +59,7 @@ def test_what_changes_no_result_changes_no_identity(go, slide):
 
 def test_coords_read_no_tile_and_process_goes_on_from_there(go, slide, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "iterate_tiles", None)
+        patch.setattr(pixels, "BatchReader", None)
         assert states(go(slide, task="coords")) == ["done"]
     path = tmp_path / "out/patches/one.h5"
     with h5py.File(path) as file:

@@ -13,7 +13,7 @@ from PIL import Image
 from run_checks import files, leftovers, states
 
 import microtome
-from microtome.run import pixels
+from microtome.run import batches
 from microtome.store.status import read_status
 
 
@@ -36,7 +36,8 @@ def test_a_run_leaves_coordinates_features_and_records(go, slide, tmp_path):
     assert attributes["num_patches"] == len(coords)
     assert attributes["wsi_path"] == str(slide)
     status = read_status(out / "status/one.json")
-    assert status.reader == "openslide"
+    assert status.reader == "tiff"
+    assert "vouches" in status.why
     assert all((out / path).exists() for path in status.outputs.values())
     assert {"tissue", "regions", "hdf5", "grid overlay"} <= set(status.outputs)
     record = json.loads(result.record.read_text())
@@ -84,9 +85,11 @@ def test_tissue_alone(go, slide, tmp_path):
 
 def test_several_encoders_share_one_reading(go, slide, monkeypatch):
     read = []
-    read_tiles = pixels.read_tiles
+    read_tiles = batches.read_tiles
     monkeypatch.setattr(
-        pixels, "read_tiles", lambda *a: read.extend(map(tuple, a[2])) or read_tiles(*a)
+        batches,
+        "read_tiles",
+        lambda *a, **k: read.extend(map(tuple, a[2])) or read_tiles(*a, **k),
     )
     result = go(slide, encoder=["mean", "handcrafted"], writer=["hdf5", "png"])
     assert result.statuses[0].state == "done"
@@ -161,9 +164,11 @@ def test_why_a_slide_is_empty(go, slide):
 def test_large_reads_are_bounded_and_change_nothing(go, slide, tmp_path, monkeypatch):
     go(slide, writer=["hdf5", "png"])
     sizes = []
-    read_tiles = pixels.read_tiles
-    monkeypatch.setattr(pixels, "READ_BYTES", 3 * 512 * 512 * 4)
-    monkeypatch.setattr(pixels, "read_tiles", lambda *a: sizes.append(len(a[2])) or read_tiles(*a))
+    read_tiles = batches.read_tiles
+    monkeypatch.setattr(batches, "READ_BYTES", 3 * 512 * 512 * 3)
+    monkeypatch.setattr(
+        batches, "read_tiles", lambda *a, **k: sizes.append(len(a[2])) or read_tiles(*a, **k)
+    )
     go(slide, writer=["hdf5", "png"], output=tmp_path / "b")
     assert max(sizes) == 3
     for png in (tmp_path / "out/images/one").glob("*.png"):

@@ -62,6 +62,11 @@ class Alpha(FakeReader):
 class Beta(FakeReader):
     name = "beta"
 
+    @staticmethod
+    def vouch(path):
+        text = path.read_text()
+        return "it says so" if "sworn" in text else ""
+
 
 class Flat(FakeReader):
     name = "flat"
@@ -103,7 +108,7 @@ def registry(monkeypatch):
         @staticmethod
         @hookimpl
         def microtome_readers():
-            yield spec("beta", (".one", ".two"), 5)
+            yield spec("beta", (".one", ".two"), 5, vouches=True)
             yield spec("alpha", (".one",), 9)
             yield spec("flat", (".flat",), 0)
             yield spec("inverted", (".inverted",), 0)
@@ -140,6 +145,28 @@ def test_the_next_is_tried_and_the_record_says_why(slide, registry):
     with open_slide(slide("a.ONE", "beta"), registry=registry) as one:
         assert one.info.reader == "beta"
         assert one.why == "beta, second of 2 readers for .one (alpha: it does not begin with alpha)"
+
+
+def test_a_reader_that_vouches_comes_first(slide, registry, monkeypatch):
+    monkeypatch.setattr(Alpha, "probe", staticmethod(lambda path: True))
+    with open_slide(slide("a.one", "beta, unsure"), registry=registry) as one:
+        assert one.info.reader == "alpha"
+    opened.clear()
+    with open_slide(slide("a.one", "beta, sworn"), registry=registry) as one:
+        assert one.info.reader == "beta"
+        assert one.why == "beta, which vouches for it: it says so"
+    assert len(opened) == 1
+
+
+def test_a_reader_that_vouches_and_fails_is_told_and_passed_over(slide, registry):
+    with open_slide(slide("a.one", "alpha, sworn"), registry=registry) as one:
+        assert one.why == "alpha, second of 2 readers for .one (beta: it does not begin with beta)"
+
+
+def test_a_reader_that_does_not_say_so_is_not_asked(slide, registry, monkeypatch):
+    monkeypatch.setattr(Alpha, "vouch", staticmethod(lambda path: "it says so"), raising=False)
+    with open_slide(slide("a.one", "beta, sworn"), registry=registry) as one:
+        assert one.info.reader == "beta"
 
 
 def test_when_all_fail_each_is_listed_with_its_reason(slide, registry):

@@ -21,25 +21,34 @@ def test_rows_come_back_in_plan_order(tmp_path):
     values = np.random.default_rng(0).standard_normal((20, 5))
     with FeatureScratch(tmp_path, 20, "float32") as scratch:
         for start in (10, 0, 15, 5):
-            scratch.write(start, values[start : start + 5])
+            scratch.write(np.arange(start, start + 5), values[start : start + 5])
         source = scratch.source()
         assert source.shape == (20, 5)
         np.testing.assert_array_equal(read(source), values.astype(np.float32))
         np.testing.assert_array_equal(read(source, 100), values.astype(np.float32))
 
 
+def test_rows_may_lie_apart(tmp_path):
+    values = np.random.default_rng(0).standard_normal((7, 2)).astype(np.float32)
+    order = np.array([5, 6, 0, 2, 1, 4, 3])
+    with FeatureScratch(tmp_path, 7, "float32") as scratch:
+        scratch.write(order[:4], values[order[:4]])
+        scratch.write(order[4:], values[order[4:]])
+        np.testing.assert_array_equal(read(scratch.source()), values)
+
+
 def test_only_kept_rows_are_needed(tmp_path):
     keep = np.array([0, 1, 4, 6, 7, 8])
     with FeatureScratch(tmp_path, 10, "float32") as scratch:
         for row in keep:
-            scratch.write(row, np.full((1, 2), row, np.float32))
+            scratch.write(np.array([row]), np.full((1, 2), row, np.float32))
         source = scratch.source(keep)
         np.testing.assert_array_equal(read(source, 4)[:, 0], keep)
 
 
 def test_a_row_that_was_never_written_is_an_error(tmp_path):
     with FeatureScratch(tmp_path, 4, "float32", name="uni") as scratch:
-        scratch.write(0, np.zeros((2, 3)))
+        scratch.write(np.arange(2), np.zeros((2, 3)))
         with pytest.raises(StoreError, match=r"2 of 4 rows of 'uni' .* row 2"):
             scratch.source()
 
@@ -53,7 +62,7 @@ def test_no_tile_has_the_width_of_the_card(tmp_path):
 
 def test_the_file_has_no_name(tmp_path):
     with FeatureScratch(tmp_path / "new", 1, "float32") as scratch:
-        scratch.write(0, np.ones((1, 4)))
+        scratch.write(np.arange(1), np.ones((1, 4)))
         assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -63,8 +72,8 @@ def test_the_file_has_no_name(tmp_path):
         (np.zeros(3), "shape"),
         (np.zeros((2, 3), int), "floating point"),
         (np.zeros((2, 4)), "4 columns where 3 were expected"),
-        (np.zeros((5, 3)), "of a slide with 4 tiles"),
-        (np.full((1, 3), np.nan), "not finite. Try another precision"),
+        (np.zeros((3, 3)), "3 rows for 2 tiles"),
+        (np.full((2, 3), np.nan), "not finite. Try another precision"),
     ],
 )
 def test_what_does_not_fit_names_the_encoder(tmp_path, array, message):
@@ -72,16 +81,16 @@ def test_what_does_not_fit_names_the_encoder(tmp_path, array, message):
         FeatureScratch(tmp_path, 4, "float32", name="uni", dim=3) as scratch,
         pytest.raises(EncoderError, match=f"'uni'.*{message}"),
     ):
-        scratch.write(0, array)
+        scratch.write(np.arange(2), array)
 
 
 def test_float16_is_rounded_and_overflow_is_told(tmp_path):
     with FeatureScratch(tmp_path, 2, "float16", name="uni") as scratch:
-        scratch.write(0, np.array([[0.1, 65504.0]], np.float32))
+        scratch.write(np.array([0]), np.array([[0.1, 65504.0]], np.float32))
         assert scratch.source(np.array([0])).dtype == np.float16
         assert read(scratch.source(np.array([0])))[0, 0] == np.float16(0.1)
         with pytest.raises(EncoderError, match=r"7e\+04, too large for float16.*float32"):
-            scratch.write(1, np.array([[0.1, 70000.0]], np.float32))
+            scratch.write(np.array([1]), np.array([[0.1, 70000.0]], np.float32))
 
 
 def test_a_full_disk_is_a_store_error(tmp_path, monkeypatch):
@@ -90,7 +99,7 @@ def test_a_full_disk_is_a_store_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     with FeatureScratch(tmp_path, 1, "float32") as scratch, pytest.raises(StoreError, match="free"):
-        scratch.write(0, np.zeros((1, 3)))
+        scratch.write(np.arange(1), np.zeros((1, 3)))
 
 
 def test_short_writes_and_reads_are_continued(tmp_path, monkeypatch):
@@ -99,7 +108,7 @@ def test_short_writes_and_reads_are_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "preadv", lambda f, views, at: preadv(f, [views[0][:3]], at))
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
     with FeatureScratch(tmp_path, 4, "float32") as scratch:
-        scratch.write(0, values)
+        scratch.write(np.arange(4), values)
         np.testing.assert_array_equal(read(scratch.source()), values)
 
 

@@ -12,7 +12,7 @@ from microtome.errors import ConfigError
 from microtome.plugin.registry import Registry, configure, get_registry, unknown
 from microtome.run.plan import make_plan
 from microtome.run.progress import Reporter, make_reporter
-from microtome.run.runner import RunResult, run_plan
+from microtome.run.runner import run_plan
 from microtome.run.settings import (
     Choice,
     EncoderChoice,
@@ -20,6 +20,7 @@ from microtome.run.settings import (
     RunConfig,
     TissueSettings,
 )
+from microtome.run.summary import RunResult
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""

@@ -115,7 +115,7 @@ class Slide:
 
     def iterate(self, grid: TileGrid, *, batch_size: int = 32) -> Iterator[Tiles]:
         """Read a grid's tiles batch by batch, in its order, a few batches ahead."""
-        return iterate_tiles(self._opened.reader, grid, batch_size=batch_size, readers=cpu_budget())
+        return iterate_tiles(self._opened.reader, grid, batch_size=batch_size, workers=cpu_budget())
 
     def read(self, grid: TileGrid, rows: int | Sequence[int]) -> NDArray[np.uint8]:
         """Read some tiles.

@@ -24,7 +24,7 @@ from microtome.plugin.registry import get_registry
 from microtome.run import budget
 
 NEEDED = ("numpy", "PIL", "openslide", "h5py", "zarr", "cv2", "tifffile", "imagecodecs")
-OPTIONAL = ("cucim", "torch", "torchvision", "timm")
+OPTIONAL = ("cucim", "pyvips", "torch", "torchvision", "timm")
 IN_TURN = ("torch", "torchvision", "timm")
 """Each imports those before it, which takes seconds: one child imports them all."""
 

@@ -10,15 +10,17 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
@@ -27,20 +29,38 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from microtome.config.argv import CommandLine
+from microtome.config.checks import check_job, check_output, check_sweep
 from microtome.config.options import SEVERAL
-from microtome.config.schema import AUTO, options_node, plugin_node, to_run_config
-from microtome.errors import ConfigError, InputError
+from microtome.config.schema import AUTO, options_node, plugin_node
+from microtome.errors import ConfigError
 from microtome.plugin.registry import Broken, Registry, get_registry
 from microtome.plugin.specs import SPECS
-from microtome.run.plan import check_run
 
-CONFIG_PATH = "pkg://microtome_conf"
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
+CONFIG_MODULE = "microtome_conf"
 CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
 _RESOLVER = "microtome.run_dir"
 _CHOICES = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP)
 
-_run_dirs: dict[str, Path] = {}
-"""The folder that each run of this process was given, by the run's id."""
+
+@dataclass
+class _Start:
+    """What is kept of a run of this process until Hydra returns.
+
+    Attributes:
+        note: Told once it is sure that the run starts.
+        folder: Its own, once it has one.
+    """
+
+    note: str = ""
+    folder: Path | None = None
+
+
+_starts: dict[str, _Start] = {}
+"""By the run's id."""
 
 
 class PluginPresets(SearchPathPlugin):
@@ -71,11 +91,37 @@ def run(line: CommandLine, task: Callable[[DictConfig], object], registry: Regis
     fill_store(registry, of_some)
     moved = {each.input_line for each in of_some}
     overrides = [word for word in line.overrides if word not in moved]
+    start = _starts[run_id] = _Start()
     if not {"-sc", "--shell-completion"} & set(line.flags):
-        overrides = [*_run_folders(run_id), *overrides, *_name_tilings(parsed)]
-    with _command_line([*line.flags, *overrides]):
-        hydra.main(config_path=CONFIG_PATH, config_name=CONFIG_NAME, version_base="1.3")(task)()
-    return _run_dirs.pop(run_id, None)
+        overrides += _run_folders(run_id)
+    if swept := _swept_tilings(parsed):
+        overrides.append("tiler.name=auto")
+        start.note = (
+            f"microtome: the sweep over {' and '.join(swept)} sets tiler.name=auto: each tiling "
+            "has a folder of its own below the output.\n"
+        )
+    try:
+        _hand_over(line, overrides, task)
+    finally:
+        del _starts[run_id]
+    return start.folder
+
+
+def _hand_over(
+    line: CommandLine, overrides: list[str], task: Callable[[DictConfig], object]
+) -> None:
+    """Start Hydra; where nothing is asked of it but a run, past its command line.
+
+    That one composes everything twice, the first time only to see whether this is a sweep.
+    """
+    if line.flags or any("hydra." in word for word in line.overrides):
+        with _command_line([*line.flags, *overrides]):
+            main = hydra.main(f"pkg://{CONFIG_MODULE}", CONFIG_NAME, version_base=VERSION_BASE)
+            main(task)()
+        return
+    with hydra.initialize_config_module(CONFIG_MODULE, "microtome", version_base=VERSION_BASE):
+        app = cast("Hydra", GlobalHydra.instance().hydra)
+        app.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"])
 
 
 def fill_store(registry: Registry, given: Sequence[Override] = ()) -> None:
@@ -95,28 +141,16 @@ def fill_store(registry: Registry, given: Sequence[Override] = ()) -> None:
             name = entry.spec.name
             package = f"{kind}.{name}" if kind in SEVERAL else kind
             try:
-                node = OmegaConf.create(plugin_node(entry.spec))
+                node: Any = plugin_node(entry.spec)
                 for each in given:
                     where, _, key = each.key_or_group.partition(f"{kind}.{name}.")
                     if key and not where:
+                        node = OmegaConf.create(node)
                         OmegaConf.update(node, key, each.value(), force_add=True)
                 store.store(name, node, kind, package, provider=entry.distribution)
             except OmegaConfBaseException as error:
                 reason = f"its options cannot be held: {str(error).splitlines()[0]}"
                 registry.broken.append(Broken(f"{kind} {name}", entry.distribution, reason))
-
-
-def check_output(output: Path) -> None:
-    """Refuse an output folder that cannot be made or written to.
-
-    Raises:
-        ConfigError: Naming what is in the way.
-    """
-    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"output={output} cannot be a folder: {nearest} is a file.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"output={output} cannot be written: no permission for {nearest}.")
 
 
 def _conf_package(module: ModuleType) -> str | None:
@@ -142,41 +176,24 @@ def _run_dir(run_id: str, *, _root_: DictConfig) -> str:
     output = OmegaConf.select(_root_, "output")
     if not output:
         raise ConfigError("No output folder is given: output=FOLDER.")
-    check_output(Path(output))
-    check_slides(_root_)
-    if _root_.hydra.mode is not None and _root_.hydra.mode.name == "RUN":
-        composed = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-        check_run(to_run_config(composed), get_registry())
-    _run_dirs[run_id] = Path(output) / "runs" / run_id
-    return str(_run_dirs[run_id])
+    start = _starts.setdefault(run_id, _Start())  # in another process there is none
+    folder = Path(output) / "runs" / run_id
+    # Hydra asks again and again, and in the jobs of a sweep, which were looked at together.
+    if start.folder is None and OmegaConf.is_missing(_root_.hydra.job, "num"):
+        check_output(Path(output))
+        plain = _root_.hydra.mode is not None and _root_.hydra.mode.name == "RUN"
+        (check_job if plain else check_sweep)(_root_, get_registry())
+        sys.stderr.write(start.note)
+    start.folder = folder
+    return str(folder)
 
 
-def check_slides(cfg: DictConfig) -> None:
-    """Refuse a slide that is neither on disk nor a pattern.
-
-    Raises:
-        InputError: Naming the first.
-    """
-    for slide in cfg.slides if OmegaConf.is_list(cfg.slides) else ():
-        if not os.path.lexists(slide) and not set("*?[") & set(slide):
-            raise InputError(f"There is no slide, folder or manifest {slide!r}.")
-
-
-def _name_tilings(parsed: Sequence[Override]) -> tuple[str, ...]:
-    """Name tilings by their geometry in a sweep over them, unless they are named."""
-    keys = [each.key_or_group for each in parsed]
-    swept = [
-        each.key_or_group
-        for each in parsed
-        if each.is_sweep_override() and each.key_or_group.split(".")[0] == "tiler"
-    ]
-    if not swept or "tiler.name" in keys:
-        return ()
-    sys.stderr.write(
-        f"microtome: the sweep over {' and '.join(swept)} sets tiler.name=auto: each tiling has "
-        "a folder of its own below the output.\n"
-    )
-    return ("tiler.name=auto",)
+def _swept_tilings(parsed: Sequence[Override]) -> list[str]:
+    """Find the options of the tiler that a sweep goes over, unless it names the tilings."""
+    if "tiler.name" in [each.key_or_group for each in parsed]:
+        return []
+    swept = (each.key_or_group for each in parsed if each.is_sweep_override())
+    return [key for key in swept if key.split(".")[0] == "tiler"]
 
 
 def _options_of_some(parsed: Sequence[Override], registry: Registry) -> list[Override]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from microtome.plugin import option
@@ -29,6 +30,11 @@ _PHRASES = {
     "str": "text", "Path": "path", "int": "whole number", "float": "number",
     "bool": "true | false",
 }  # fmt: skip
+_SENTENCES = {
+    str: "a text", Path: "a path", int: "a whole number", float: "a number",
+    bool: "true or false", Any: "a word or a list",
+}  # fmt: skip
+_PLURALS = {str: "texts", Path: "paths", int: "whole numbers", float: "numbers"}
 _PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest"}
 
 
@@ -38,7 +44,10 @@ class EncoderOptions:
 
     device: str = option("${device}", help="The run's `device`, or this encoder's own.")
     precision: Precision = option("${precision}", help="The run's `precision`, or its own.")
-    batch_size: int = option("${batch_size}", help="The run's `batch_size`, or its own.")
+    batch_size: int | None = option(
+        "${batch_size}",
+        help="The run's `batch_size`, or its own; null for as many tiles as a GPU has memory for.",
+    )
 
 
 @dataclass
@@ -87,6 +96,13 @@ class RunOptions:
     threads: int | None = option(
         None, help="CPU threads of the whole run; all that the machine gives by default."
     )
+    reader_threads: int | None = option(
+        None, help="How many of these read; shared out by what the encoders need by default."
+    )
+    torch_threads: int | None = option(
+        None, help="How many of these torch takes on a CPU; shared out likewise by default."
+    )
+    profile: bool = option(False, help="Tell at the end where the time went.")
     device: str = option(
         "auto", help="Where encoders run: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`."
     )
@@ -149,6 +165,19 @@ def phrase(hint: Any) -> str:
         return " or ".join(phrase(argument) for argument in arguments)
     name = str(hint.__name__)
     return _PHRASES.get(name, name)
+
+
+def sentence(hint: Any) -> str:
+    """Phrase a type as what an option takes: ``"a whole number, or null for the default"``."""
+    arguments = get_args(hint)
+    if type(None) in arguments:
+        others = " or ".join(sentence(other) for other in arguments if other is not type(None))
+        return f"{others}, or null for the default"
+    if arguments and getattr(hint, "__origin__", None) in (list, tuple):
+        return f"a list of {_PLURALS.get(arguments[0], phrase(arguments[0]))}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"one of {', '.join(hint.__members__)}"
+    return _SENTENCES.get(hint, phrase(hint))
 
 
 def _attributes(docstring: str) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
 from traceback import walk_tb
 
 from hydra.errors import (  # noqa: TID253 - imported when Hydra already is
@@ -21,7 +23,7 @@ from omegaconf.errors import (
 )
 
 from microtome.config.options import SEVERAL
-from microtome.config.schema import AUTO
+from microtome.config.schema import AUTO, no_option
 from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import SPECS
@@ -50,16 +52,14 @@ def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
 
     Raises:
         ValueError: The error itself, if it is a mistake of somebody else's.
+        OSError: The error itself, if it is a closed pipe or somebody else's mistake.
     """
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, MicrotomeError):
             return link
-        if isinstance(link, OSError) and not isinstance(link, HydraException):
-            return StoreError(
-                f"{link.filename or 'The output'} cannot be written: {link.strerror or link}. "
-                "Choose another output, or make room for it."
-            )
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return _unusable(error)
     for link in chain:
         if sentence := _sentence(link, registry):
             return ConfigError(sentence)
@@ -67,6 +67,16 @@ def refusal(error: BaseException, registry: Registry) -> MicrotomeError:
         raise error
     text = next((str(link) for link in chain if str(link).strip()), type(error).__name__)
     return ConfigError(" ".join(re.sub(r"\n\s*(full_key|object_type).*", "", text).split()))
+
+
+def _unusable(error: OSError) -> StoreError:
+    """Tell that the system does not give what a run needs, mostly its folder."""
+    if isinstance(error, BrokenPipeError) or error.errno is None:
+        raise error
+    return StoreError(
+        f"{error.filename or 'The output'} cannot be used: {error.strerror}. "
+        "Choose another output, or make room for it."
+    )
 
 
 def _of_hydra(error: BaseException) -> bool:
@@ -125,39 +135,26 @@ def _no_config(error: MissingConfigException, registry: Registry) -> str | None:
     return _unknown(kind, name, error.options or _installed(kind, registry))
 
 
-def _installed(kind: str, registry: Registry) -> list[str]:
-    """List what Hydra forgets to for a name in a list."""
-    if kind not in SPECS:
-        return []
-    return [*registry.names(kind), *([AUTO] if kind == "reader" else [])]
+def _installed(group: str, registry: Registry) -> list[str]:
+    """List what there is in a group, which Hydra leaves out for a name in a list."""
+    if group in SPECS:
+        return [*registry.names(group), *([AUTO] if group == "reader" else [])]
+    shipped = files("microtome_conf").joinpath(group)
+    return [Path(f.name).stem for f in shipped.iterdir()] if shipped.is_dir() else []
 
 
 def _no_key(error: ConfigAttributeError | ConfigKeyError) -> str | None:
     parent, key = error.parent_node, str(error.key)
     if not isinstance(parent, DictConfig):
         return None
-    known = [str(name) for name in parent if name not in ("hydra", "plugin")]
     where = str(parent._get_full_key(None) or "")
-    if where in ("encoder", "writer"):
+    if not where:
+        return no_option(key, parent)
+    known = [str(name) for name in parent if name != "plugin"]
+    if where in SEVERAL:
         chosen = ", ".join(known) or "none"
         return f"No {where} {key!r} is chosen, only {chosen}: add it with {where}=[…,{key}]."
-    if not where and (owners := _owners(parent, key)):
-        return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
-    return _unknown(f"option of {where}" if where else "option", key, known)
-
-
-def _owners(root: DictConfig, key: str) -> list[str]:
-    """Find chosen plugins and sections that have an option of that name."""
-    nodes = {kind: root.get(kind) for kind in (*SPECS, "tissue", "filter")}
-    for kind in SEVERAL:
-        several = nodes.pop(kind)
-        if isinstance(several, DictConfig):
-            nodes |= {f"{kind}.{name}": several.get(name) for name in map(str, several)}
-    return [
-        f"{where}.{key}=…"
-        for where, node in nodes.items()
-        if isinstance(node, DictConfig) and key in node and key != "plugin"
-    ]
+    return _unknown(f"option of {where}", key, known)
 
 
 def _unknown(what: str, name: str, available: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from microtome.config.options import (
     TilerOptions,
     default_of,
     help_of,
-    phrase,
+    sentence,
     type_of,
 )
 from microtome.errors import ConfigError
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The reader that is no plugin: the registry's readers in turn."""
 
-_RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
-_SECTIONS: Mapping[str, type] = {"tissue": TissueSettings, "filter": FilterSettings}
+RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
+"""The options of a kind's nodes that are not the plugin's."""
+
+SECTIONS: Mapping[str, type] = {"tissue": TissueSettings, "filter": FilterSettings}
+"""The nodes at the top that are no plugin's."""
 
 
 def options_node() -> dict[str, Any]:
@@ -51,7 +54,7 @@ def options_node() -> dict[str, Any]:
 
 def plugin_node(spec: PluginSpec) -> dict[str, Any]:
     """Give a plugin's node at its defaults, as plain values."""
-    run_owns = _RUN_OWNS.get(spec.kind, NoConfig)
+    run_owns = RUN_OWNS.get(spec.kind, NoConfig)
     return {"plugin": spec.name} | defaults(spec.config) | defaults(run_owns)
 
 
@@ -77,9 +80,9 @@ def to_run_config(
     registry = registry or get_registry()
     values = _resolve(cfg)
     nodes = {kind: values.pop(kind, None) for kind in (*SINGLE, *SEVERAL)}
-    sections = {
-        name: typed(schema, values.pop(name, {}), name) for name, schema in _SECTIONS.items()
-    }
+    sections = {name: values.pop(name, {}) for name in SECTIONS}
+    for key in values.keys() - {field.name for field in fields(RunOptions)}:
+        raise ConfigError(no_option(key, nodes | sections))
     options: RunOptions = typed(RunOptions, values)
     if not options.slides:
         raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
@@ -105,8 +108,11 @@ def to_run_config(
         force=options.force,
         batch_size=options.batch_size,
         threads=options.threads,
+        reader_threads=options.reader_threads,
+        torch_threads=options.torch_threads,
+        profile=options.profile,
         resolved=MappingProxyType(_resolve(cfg)),
-        **sections,
+        **{name: typed(schema, sections[name], name) for name, schema in SECTIONS.items()},
     )
     # Last, so that a bad batch_size is told by its own name, not by that of every encoder.
     return replace(config, encoders=tuple(_encoders(nodes["encoder"], options, registry)))
@@ -128,8 +134,7 @@ def typed(schema: type, values: Any, where: str = "") -> Any:
 
     prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
-        first = next(iter(get_type_hints(schema)), "KEY")
-        raise ConfigError(f"{where}={values} says nothing of its options: {where}.{first}=…")
+        raise ConfigError(_no_options(where, values, schema))
     known = get_type_hints(schema)
     try:
         node = OmegaConf.structured(schema)
@@ -148,7 +153,7 @@ def typed(schema: type, values: Any, where: str = "") -> Any:
             node[name] = _escaped(value)
         except OmegaConfBaseException as error:
             raise ConfigError(
-                f"{prefix}{name}={value} does not fit: it takes {phrase(known[name])}."
+                f"{prefix}{name}={_yaml(value)} does not fit: it takes {sentence(known[name])}."
             ) from error
     try:
         return OmegaConf.to_object(node)
@@ -157,21 +162,51 @@ def typed(schema: type, values: Any, where: str = "") -> Any:
         raise ConfigError(f"{prefix}{missing[0]}=… must be given.") from error
 
 
+def no_option(key: str, root: Mapping[Any, Any]) -> str:
+    """Phrase the error for a key at the top that there is not, with where it may belong.
+
+    Args:
+        key: The key.
+        root: A composed configuration, of which the nodes of plugins and sections are looked at.
+    """
+    nodes: dict[str, Any] = {name: root.get(name) for name in (*SINGLE, *SECTIONS)}
+    for kind in SEVERAL:
+        several = root.get(kind)
+        if isinstance(several, Mapping):
+            nodes |= {f"{kind}.{name}": several[name] for name in several}
+    owners = [f"{where}.{key}=…" for where, node in nodes.items() if _has(node, key)]
+    if owners:
+        return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
+    known = {field.name for field in fields(RunOptions)} | {*SINGLE, *SEVERAL, "preset"}
+    return unknown("option", key, sorted(known))
+
+
+def _has(node: Any, key: str) -> bool:
+    return isinstance(node, Mapping) and key != "plugin" and key in node
+
+
+def _no_options(where: str, value: Any, schema: type) -> str:
+    """Phrase the error for a value where options are wanted."""
+    first, hint = next(iter(get_type_hints(schema).items()), ("KEY", None))
+    meant = _yaml(value) if hint is bool and isinstance(value, bool) else "…"
+    return f"{where}={_yaml(value)} says nothing of its options: say {where}.{first}={meant}"
+
+
 def options_table(registry: Registry | None = None) -> str:
     """Write every option with its type, default and help as Markdown tables."""
     registry = registry or get_registry()
-    parts = ["## Run", _table(RunOptions, "", leave=tuple(_SECTIONS))]
-    for name, schema in _SECTIONS.items():
+    parts = ["## Run", _table(RunOptions, "", leave=tuple(SECTIONS))]
+    for name, schema in SECTIONS.items():
         parts += [f"## `{name}`", _table(schema, f"{name}.")]
     for kind in SPECS:
         parts.append(f"## `{kind}`")
-        if kind in _RUN_OWNS:
+        if kind in RUN_OWNS:
             prefix = f"{kind}.NAME." if kind in SEVERAL else f"{kind}."
-            parts += [f"Every {kind} has these.", _table(_RUN_OWNS[kind], prefix)]
+            parts += [f"Every {kind} has these.", _table(RUN_OWNS[kind], prefix)]
         for entry in registry.entries(kind):
             spec = entry.spec
             prefix = f"{kind}.{spec.name}." if kind in SEVERAL else f"{kind}."
-            leave = tuple(f.name for f in fields(_RUN_OWNS.get(kind, NoConfig)))
+            leave = tuple(f.name for f in fields(RUN_OWNS.get(kind, NoConfig)))
             parts.append(f"### `{kind}={spec.name}`\n\n{spec.summary.rstrip('.')}.")
             if any(f.name not in leave for f in fields(spec.config)):
                 parts.append(_table(spec.config, prefix, leave=leave))
@@ -242,7 +277,7 @@ def _choose(kind: str, where: str, node: Any, registry: Registry) -> Choice:
         typed(NoConfig, own, where)
         return Choice(plugin=AUTO)
     spec = registry.find(kind, name).spec
-    run_owns = {f.name for f in fields(_RUN_OWNS.get(kind, NoConfig))}
+    run_owns = {f.name for f in fields(RUN_OWNS.get(kind, NoConfig))}
     in_schema = {f.name for f in fields(spec.config)}
     own = {k: v for k, v in own.items() if k in in_schema or k not in run_owns}
     return Choice(plugin=spec.name, key=key, config=typed(spec.config, own, where))

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 class Reader(Protocol):
     """One open slide. Safe to read from several threads at once; picklable by its path.
 
-    ``__init__(path, config)`` raises `SlideOpenError` for a file it cannot open.
+    ``__init__(path, config)`` raises `SlideOpenError` for a file it cannot open. Two static methods
+    are optional: ``probe(path) -> bool`` tells from the first bytes whether the reader knows a file
+    of any name; ``vouch(path) -> str`` says why it gives exactly the pixels that the other readers
+    give of this very file, only faster, or nothing where that is not certain: ``reader=auto``
+    prefers a reader that does.
     """
 
     @property
@@ -104,6 +108,12 @@ class Encoder(Protocol):
 
     An encoder whose columns have names may have an attribute ``columns``: a sequence of
     dataclasses, one a column, which are written beside the features.
+
+    An encoder on a device of its own may also have ``begin(batch)``, which starts the work and
+    gives a function that waits for its `EncoderOutput`: the run then prepares the next batch
+    meanwhile. The batch's pixels stay as they are until that function was called. Further it may
+    have ``largest_batch() -> int``, how many tiles there is memory for once it is loaded, and
+    ``notes``, sentences that the user should read in a slide's record.
     """
 
     @property
@@ -208,7 +218,11 @@ class TileSink(Protocol):
     """Takes the tiles of one slide."""
 
     def write(self, coords: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
-        """Write tiles: coords (n, 5), pixels (n, h, w, 3). Called from one thread."""
+        """Write tiles: coords (n, 5), pixels (n, h, w, 3), in no order and lent for the call.
+
+        Called from one thread, which is not the one that opened it, or from several at once where
+        the spec says ``concurrent``.
+        """
 
     def close(self) -> None:
         """Finish. Everything is on disk afterwards; the store then publishes the path."""

@@ -79,12 +79,14 @@ class ReaderSpec(PluginSpec):
     Attributes:
         extensions: Lower-case suffixes with the dot (``".svs"``) that the reader may open.
         priority: Order in which ``reader=auto`` tries readers for one extension, highest first.
+        vouches: Whether the reader has ``vouch(path)``, which ``reader=auto`` then asks first.
     """
 
     kind: ClassVar[str] = "reader"
 
     extensions: tuple[str, ...]
     priority: int = 0
+    vouches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +198,15 @@ class EncoderSpec(PluginSpec):
             (any model by name).
         fixed: Keyword arguments that the target also gets, ``target(config, **fixed)``: what a
             row of a catalogue says and a user does not choose.
+        concurrent: Whether ``encode`` may be called by several threads at once, and a tile's
+            features do not depend on which tiles come with it. Such an encoder, mostly one that is
+            not torch, runs on every CPU, in the threads that read.
     """
 
     kind: ClassVar[str] = "encoder"
 
     card: EncoderCard | None = None
+    concurrent: bool = False
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -215,6 +221,7 @@ class WriterSpec(PluginSpec):
         layout: ``"file"`` or ``"directory"``: decides how the store publishes it. Tile images
             are a directory.
         folder: The folder under the tiling's root that holds its outputs, one a slide.
+        concurrent: Whether its `TileSink` takes tiles from several threads at once.
     """
 
     kind: ClassVar[str] = "writer"
@@ -223,6 +230,7 @@ class WriterSpec(PluginSpec):
     suffix: str
     layout: str
     folder: str = "patches"
+    concurrent: bool = False
 
 
 SPECS: Mapping[str, type[PluginSpec]] = MappingProxyType(

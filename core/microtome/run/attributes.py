@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 from microtome._version import __version__
+from microtome.run.budget import Threads
 from microtome.run.plan import PlannedEncoder, RunPlan
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import TileGeometry
@@ -31,6 +35,7 @@ LIBRARIES = (
     "imagecodecs",
     "cucim-cu12",
     "cucim-cu13",
+    "pyvips",
     "torch",
     "torchvision",
     "timm",
@@ -93,7 +98,7 @@ def slide_attributes(
         "background": list(info.background),
         "reader": info.reader,
         "microtome_version": __version__,
-        "provenance": provenance(),
+        "provenance": dict(provenance()),
         "identity": identity.digest,
         "identity_fields": dict(identity.fields),
     }
@@ -114,12 +119,13 @@ def _nominal(magnification: float | None) -> float | None:
 
 
 def feature_attributes(
-    planned: PlannedEncoder, plan: RunPlan, identity: Identity
+    planned: PlannedEncoder, plan: RunPlan, identity: Identity, *, threads: Threads
 ) -> dict[str, Any]:
     """Give the attributes of a feature set: the encoder's card, identity and provenance.
 
-    An encoder whose columns mean something says so in ``columns``: a dataclass for each, with a
-    ``name``.
+    Its device, batch size and torch's threads can show in the last bits of a network's features,
+    so they are written down. An encoder whose columns mean something says so in ``columns``: a
+    dataclass for each, with a ``name``.
     """
     columns = getattr(planned.encoder, "columns", None)
     return {
@@ -130,15 +136,18 @@ def feature_attributes(
         "card": asdict(planned.card),
         "precision": planned.precision,
         "device": planned.device,
+        "batch_size": planned.batch_size,
+        "torch_threads": threads.torch,
         "microtome_version": __version__,
-        "provenance": provenance(),
+        "provenance": dict(provenance()),
         "identity": identity.digest,
         "identity_fields": dict(identity.fields),
         "weights": dict(getattr(planned.encoder, "loaded_weights", {})),
     } | ({} if columns is None else {"columns": [asdict(column) for column in columns]})
 
 
-def provenance() -> dict[str, str]:
+@cache
+def provenance() -> Mapping[str, str]:
     """Name the versions of everything that had a hand in the result, never part of an identity."""
     found = {"python": platform.python_version(), "platform": sys.platform}
     for name in LIBRARIES:
@@ -146,4 +155,4 @@ def provenance() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)

@@ -1,12 +1,113 @@
-"""How many CPUs this process may really use."""
+"""How many CPUs this process may really use, and how a run shares them out.
+
+Readers, models and image writers compete for the same CPUs. More threads than CPUs are slower than
+few, and worst where a library starts a pool of its own inside of each thread: so there is one
+budget, and pools inside of workers have one thread.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from microtome.run.plan import PlannedEncoder
 
 CGROUP = Path("/sys/fs/cgroup")
+
+_LIGHT_PARAMS = 1_000_000
+"""A network of fewer parameters computes a tile in less time than reading one takes."""
+
+_MODEL_SHARE = 4
+"""CPUs a reading worker where a network needs them: a ResNet-18 takes ten times what reading does,
+every larger one more."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How the CPUs are shared out.
+
+    Attributes:
+        workers: Threads that read, resample, filter, and write images.
+        torch: Threads of torch in the thread that encodes.
+    """
+
+    workers: int
+    torch: int
+
+
+ONE_EACH = Threads(1, 1)
+
+
+def share_threads(
+    cpus: int,
+    encoders: Iterable[PlannedEncoder],
+    *,
+    workers: int | None = None,
+    torch: int | None = None,
+) -> Threads:
+    """Give the CPUs to what is the bottleneck.
+
+    That is decided by what the encoders' cards say and never by timing: how many threads torch has
+    can change the last bits of features, and those must not depend on how busy a machine was.
+
+    Args:
+        cpus: All that there are.
+        encoders: Those of the run.
+        workers: What the user asked for, which wins.
+        torch: What the user asked for, which wins.
+
+    Returns:
+        A network on the CPU gets every CPU, and few workers take turns with it. Otherwise the
+        workers get all, and torch, which then has little to do, a thread.
+    """
+    heavy = any(_is_heavy(encoder) for encoder in encoders)
+    return Threads(
+        workers=workers or (max(1, cpus // _MODEL_SHARE) if heavy else cpus),
+        torch=torch or (cpus if heavy else 1),
+    )
+
+
+def _is_heavy(encoder: PlannedEncoder) -> bool:
+    params = encoder.card.params
+    on_cpu = encoder.device == "cpu" and "torch" in encoder.spec.requires
+    return on_cpu and (params is None or params >= _LIGHT_PARAMS)
+
+
+@contextmanager
+def hold_pools(threads: Threads) -> Iterator[None]:
+    """Hold the pools of OpenCV, BLAS and torch to a run's threads for the time of a block.
+
+    Must enclose the start of the workers, each of which calls `work_alone`.
+    """
+    import cv2
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = cv2.getNumThreads(), torch and torch.get_num_threads()
+    cv2.setNumThreads(1)
+    if torch is not None:
+        torch.set_num_threads(threads.torch)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        cv2.setNumThreads(before[0])
+        if torch is not None:
+            torch.set_num_threads(before[1])
+
+
+def work_alone() -> None:
+    """Let torch use only the calling thread in it; its other threads keep what they had."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def cpu_budget(asked: int | None = None) -> int:

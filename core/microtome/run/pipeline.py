@@ -18,7 +18,7 @@ from microtome._version import __version__
 from microtome.errors import IdentityError, MicrotomeError, StoreError
 from microtome.plugin.protocols import TileSink
 from microtome.run.attributes import feature_attributes, slide_attributes
-from microtome.run.budget import cpu_budget
+from microtome.run.budget import Threads
 from microtome.run.holdings import Holdings, StoreHolding, take_stock
 from microtome.run.identities import (
     coords_identity,
@@ -27,11 +27,12 @@ from microtome.run.identities import (
     tissue_identity,
 )
 from microtome.run.overlays import draw_overlays
-from microtome.run.pixels import PixelPass
+from microtome.run.pixels import PixelPass, Sink
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
 from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
 from microtome.run.tissue import find_tissue
+from microtome.slide.clock import timed
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.tissue import mask_regions, regions_geojson
 from microtome.slide.types import SlideRef, TileGrid, TissueMask
@@ -229,7 +230,7 @@ class SlideWork:
         mask = find_tissue(
             slide, self.plan.segmenter, self.plan.segmenter_spec, self.plan.config.tissue
         )
-        write_json(regions, regions_geojson(mask_regions(mask)))
+        write_json(regions, regions_geojson(mask_regions(mask)), indent=None)
         save_mask(path, mask, identity=identity, extra={"slide_id": slide_id})
         self.wrote = True
         return identity, mask
@@ -246,19 +247,25 @@ class SlideWork:
                 filter=self.plan.config.filter,
                 encoders=list(zip(encoders, scratches, strict=True)),
                 sinks=[
-                    stack.enter_context(self._sink(image, identity, attributes))
+                    Sink(
+                        stack.enter_context(self._sink(image, identity, attributes)),
+                        image.spec.concurrent,
+                    )
                     for image in holdings.images
                 ],
                 batch_size=self.plan.config.batch_size,
-                readers=cpu_budget(self.plan.config.threads),
+                threads=self.plan.share_threads(encoders),
                 advance=self.reporter.advance,
             )
             content = self._content(slide, grid, passed, attributes)
             features = {
-                encoder.name: self._features(encoder, scratch, identity, len(content.coords))
+                encoder.name: FeatureSet(
+                    scratch.source(None if passed.keep.all() else np.flatnonzero(passed.keep)),
+                    self._attributes(encoder, identity, passed.threads),
+                )
                 for encoder, scratch in passed.encoders
             }
-            with self._timed("write"):
+            with self._timed("write"), timed("write"):
                 for holding in holdings.stores:
                     self._publish(holding, replace(content, features=features))
             # What a sink's folder says of its tiles is known only now.
@@ -270,28 +277,29 @@ class SlideWork:
         self, slide: OpenedSlide, grid: TileGrid, passed: PixelPass, attributes: Mapping[str, Any]
     ) -> SlideContent:
         """Make the one pass, unless nobody looks at a pixel, and give what was kept."""
-        kept = np.arange(len(grid), dtype=np.int64)
+        kept = np.ones(len(grid), np.bool_)
         columns: dict[str, NDArray[Any]] = {}
         if passed.needed:
             with self._timed("tiles", len(grid)):
                 for encoder, _ in passed.encoders:
                     encoder.ensure_loaded()
                 passed.run(slide.reader, grid)
-            kept, columns = passed.kept, {"has_background": passed.has_background}
+            for encoder, _ in passed.encoders:
+                self.warnings += getattr(encoder.encoder, "notes", ())
+            kept, columns = passed.keep, {"has_background": passed.has_background}
         return SlideContent(
             coords=grid.coords[kept],
-            columns={name: column[kept] for name, column in grid.columns.items()} | columns,
-            attributes={**attributes, "num_patches": len(kept)},
+            columns={k: column[kept] for k, column in {**grid.columns, **columns}.items()},
+            attributes={**attributes, "num_patches": int(kept.sum())},
             features={},
         )
 
-    def _features(
-        self, encoder: PlannedEncoder, scratch: FeatureScratch, coords: Identity, rows: int
-    ) -> FeatureSet:
+    def _attributes(
+        self, encoder: PlannedEncoder, coords: Identity, threads: Threads
+    ) -> dict[str, Any]:
         identity = feature_identity(self.plan, encoder, coords)
         self.identities[f"features/{encoder.name}"] = identity.digest
-        attributes = feature_attributes(encoder, self.plan, identity)
-        return FeatureSet(scratch.source(np.arange(rows)), attributes)
+        return feature_attributes(encoder, self.plan, identity, threads=threads)
 
     def _scratch(self, encoder: PlannedEncoder, rows: int) -> FeatureScratch:
         config = self.plan.config

@@ -1,31 +1,39 @@
 """The one pass over a slide's pixels: every filter, encoder and image writer in it at once.
 
-Reader threads fill batches in the order of the plan, a few ahead of the consumer; the calling
-thread filters, encodes and writes them. Memory is bounded by that window, not by the slide.
+Worker threads read a part of a batch, resample it, filter it, and do for it whatever may be done by
+several threads at once. The calling thread takes whole batches to the encoders that want one thread
+to themselves: networks. Everything is written by its place in the grid, so the order of reading
+shows nowhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import EncoderError
-from microtome.plugin.protocols import Reader, TileSink
+from microtome.plugin.protocols import EncoderOutput, Reader, TileSink
+from microtome.plugin.specs import Transform
+from microtome.run.batches import Allocate, Batch, BatchReader, fresh
+from microtome.run.budget import ONE_EACH, Threads, hold_pools
 from microtome.run.plan import PlannedEncoder
 from microtome.run.settings import FilterSettings
-from microtome.slide.batch import TileBatch
+from microtome.slide.batch import TileBatch, prepare_tiles, prepared_size, tile_geometry
+from microtome.slide.clock import timed
 from microtome.slide.content import content_keep
-from microtome.slide.imaging import read_tiles, resample_tiles
 from microtome.slide.types import TileGrid
 from microtome.store.publish import FeatureScratch
 
-READ_BYTES = 64 << 20
-"""Pixels that one reader thread holds before resampling: tiles read at 5x from 40x are large."""
+_IN_FLIGHT = 1
+"""Batches that a device may still be computing while the next one is given to it."""
+
+Encoding = tuple[PlannedEncoder, FeatureScratch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,24 @@ class Tiles:
     has_background: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class Sink:
+    """A taker of tile images.
+
+    Attributes:
+        sink: The object.
+        concurrent: Whether it takes tiles from several threads at once.
+    """
+
+    sink: TileSink
+    concurrent: bool = False
+
+    def write(self, coords: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
+        """Write some tiles."""
+        with timed("write"):
+            self.sink.write(coords, pixels)
+
+
 @dataclass(eq=False, kw_only=True)
 class PixelPass:
     """What one pass over a slide feeds, and what it found.
@@ -52,20 +78,25 @@ class PixelPass:
         encoders: Loaded encoders, with the scratch that takes their features.
         sinks: Takers of tile images.
         batch_size: Tiles read at once.
-        readers: Reader threads.
+        threads: The CPUs' shares.
         advance: Told the number of tiles after every batch.
-        kept: Rows of the grid that the filter kept, ascending.
-        has_background: (len(kept),) bool.
+        keep: (n,) bool over the grid: what the filter kept.
+        has_background: (n,) bool over the grid.
     """
 
     filter: FilterSettings
-    encoders: Sequence[tuple[PlannedEncoder, FeatureScratch]] = ()
-    sinks: Sequence[TileSink] = ()
+    encoders: Sequence[Encoding] = ()
+    sinks: Sequence[Sink] = ()
     batch_size: int = 32
-    readers: int = 1
+    threads: Threads = ONE_EACH
     advance: Callable[[int], None] = lambda _: None
-    kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    keep: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     has_background: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        self._by_workers = [e for e in self.encoders if e[0].spec.concurrent]
+        self._by_one = [e for e in self.encoders if not e[0].spec.concurrent]
+        self._coords = np.empty((0, 5), np.int32)
 
     @property
     def needed(self) -> bool:
@@ -79,38 +110,122 @@ class PixelPass:
             SlideReadError: If a tile cannot be decoded.
             EncoderError: If an encoder's output is not finite or not of its card's shape.
         """
-        size = max([self.batch_size, *(encoder.batch_size for encoder, _ in self.encoders)])
-        kept, background = [self.kept], [self.has_background]
-        count = 0
-        for tiles in iterate_tiles(reader, grid, batch_size=size, readers=self.readers):
-            chosen = self._filtered(tiles)
-            if len(chosen.rows):
-                self._feed(chosen, grid, count)
-            kept.append(chosen.rows)
-            background.append(chosen.has_background)
-            count += len(chosen.rows)
-            self.advance(len(tiles.rows))
-        self.kept = np.concatenate(kept)
-        self.has_background = np.concatenate(background)
+        self._coords = grid.coords
+        self.keep = np.ones(len(grid), np.bool_)
+        self.has_background = np.zeros(len(grid), np.bool_)
+        batches = self._batches(reader, grid)
+        with hold_pools(self.threads), ThreadPoolExecutor(1, "microtome-writer") as writer:
+            writing: list[Future[None]] = []
+            flying: deque[tuple[Batch, list[_Encoding]]] = deque()
+            try:
+                with closing(batches.read()) as read:
+                    for batch in read:
+                        chosen = _kept(batch)
+                        batch.in_use = [
+                            writer.submit(sink.write, self._coords[chosen.rows], chosen.pixels)
+                            for sink in self.sinks
+                            if not sink.concurrent
+                        ]
+                        writing += batch.in_use
+                        flying.append((batch, list(self._encode(chosen))))
+                        if len(flying) > _IN_FLIGHT:
+                            self._land(batches, *flying.popleft())
+                    while flying:
+                        self._land(batches, *flying.popleft())
+                for written in writing:
+                    written.result()
+            finally:
+                writer.shutdown(cancel_futures=True)
 
-    def _filtered(self, tiles: Tiles) -> Tiles:
-        if not self.filter.enabled:
-            return tiles
-        keep = content_keep(tiles.pixels, self.filter)
-        if keep.all():
-            return tiles
-        return Tiles(tiles.rows[keep], tiles.pixels[keep], tiles.has_background[keep])
+    def _batches(self, reader: Reader, grid: TileGrid) -> BatchReader:
+        size = grid.geometry.size
+        resized = {
+            tile_geometry(transform): transform
+            for encoder, _ in self._by_one
+            if "torch" in encoder.spec.requires
+            and (transform := encoder.card.transform) is not None
+            and prepared_size((size, size), transform) != (size, size)
+        }
+        return BatchReader(
+            reader=reader,
+            grid=grid,
+            batch_size=max([self.batch_size, *(encoder.batch_size for encoder, _ in self._by_one)]),
+            workers=self.threads.workers,
+            finish=lambda batch, at: self._finish_part(batch, at, resized),
+            extra={k: (*prepared_size((size, size), t), 3) for k, t in resized.items()},
+            allocate=_allocator(self._by_one),
+        )
 
-    def _feed(self, tiles: Tiles, grid: TileGrid, start: int) -> None:
-        coords = grid.coords[tiles.rows]
-        for sink in self.sinks:
-            sink.write(coords, tiles.pixels)
-        batch = TileBatch(tiles.pixels, coords)
-        for encoder, scratch in self.encoders:
-            at = start
-            for part in batch.split(encoder.batch_size):
-                scratch.write(at, encode(encoder, part))
-                at += len(part)
+    def _finish_part(self, batch: Batch, at: slice, resized: Mapping[Hashable, Transform]) -> None:
+        """Do, in the worker that has read it, what a part of a batch does not need the rest for."""
+        pixels, rows = batch.pixels[at], batch.rows[at]
+        if self.filter.enabled:
+            batch.keep[at] = keep = content_keep(pixels, self.filter)
+            if not keep.all():
+                pixels, rows = pixels[keep], rows[keep]
+        if len(rows):
+            coords = self._coords[rows]
+            for sink in self.sinks:
+                if sink.concurrent:
+                    sink.write(coords, pixels)
+            for encoding in self._by_workers:
+                for begun in _begin(*encoding, rows, TileBatch(pixels, coords)):
+                    begun.land()
+        with timed("resize"):
+            for key, transform in resized.items():
+                batch.prepared[key][at] = prepare_tiles(batch.pixels[at], transform)
+
+    def _encode(self, batch: Batch) -> Iterator[_Encoding]:
+        """Give a batch to the encoders that want one thread to themselves."""
+        if len(batch):
+            tiles = TileBatch(batch.pixels, self._coords[batch.rows], batch.prepared)
+            for encoder, scratch in self._by_one:
+                yield from _begin(encoder, scratch, batch.rows, tiles)
+
+    def _land(self, batches: BatchReader, batch: Batch, encodings: Sequence[_Encoding]) -> None:
+        """Finish with a batch once its encodings are there."""
+        for encoding in encodings:
+            encoding.land()
+        self.keep[batch.rows] = batch.keep
+        self.has_background[batch.rows] = batch.has_background
+        batches.release(batch)
+        self.advance(len(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoding:
+    """Tiles that an encoder was given.
+
+    Attributes:
+        encoder: Which.
+        scratch: Takes the features.
+        rows: Of the grid.
+        output: Waits for the encoder and gives its output.
+    """
+
+    encoder: PlannedEncoder
+    scratch: FeatureScratch
+    rows: NDArray[np.int64]
+    output: Callable[[], EncoderOutput]
+
+    def land(self) -> None:
+        """Wait, check and keep the features."""
+        with timed("encode"):
+            embedding = _checked(self.encoder, self.output(), len(self.rows))
+        with timed("write"):
+            self.scratch.write(self.rows, embedding)
+
+
+def _begin(
+    encoder: PlannedEncoder, scratch: FeatureScratch, rows: NDArray[np.int64], tiles: TileBatch
+) -> Iterator[_Encoding]:
+    """Give tiles to an encoder, as many at once as it is to have."""
+    start = 0
+    for part in tiles.split(encoder.batch_size):
+        with timed("encode"):
+            output = encoder.begin(part)
+        yield _Encoding(encoder, scratch, rows[start : start + len(part)], output)
+        start += len(part)
 
 
 def encode(planned: PlannedEncoder, batch: TileBatch) -> NDArray[np.floating]:
@@ -122,8 +237,12 @@ def encode(planned: PlannedEncoder, batch: TileBatch) -> NDArray[np.floating]:
     Raises:
         EncoderError: If the shape is not the card's or a value is not finite.
     """
-    embedding = planned.encoder.encode(batch).embedding
-    expected = (len(batch), planned.card.dim)
+    return _checked(planned, planned.begin(batch)(), len(batch))
+
+
+def _checked(planned: PlannedEncoder, output: EncoderOutput, count: int) -> NDArray[np.floating]:
+    embedding = output.embedding
+    expected = (count, planned.card.dim)
     if embedding.shape != expected:
         raise EncoderError(
             f"{planned.name} gave an embedding of shape {embedding.shape}; "
@@ -138,44 +257,54 @@ def encode(planned: PlannedEncoder, batch: TileBatch) -> NDArray[np.floating]:
 
 
 def iterate_tiles(
-    reader: Reader, grid: TileGrid, *, batch_size: int = 32, readers: int = 1
+    reader: Reader,
+    grid: TileGrid,
+    *,
+    batch_size: int = 32,
+    workers: int = 1,
+    in_blocks: bool = False,
 ) -> Iterator[Tiles]:
-    """Read the tiles of a grid in its order, a few batches ahead, on reader threads.
+    """Read the tiles of a grid on worker threads, a few batches ahead.
 
     Args:
         reader: An open slide.
         grid: What to read.
         batch_size: Tiles a batch.
-        readers: Threads; the window is one batch more than there are threads.
+        workers: Threads.
+        in_blocks: Whether tiles come in the order that reads least, not in the grid's.
 
     Yields:
-        Batches, resampled to ``grid.geometry.size``.
+        Batches, resampled to ``grid.geometry.size``, each in memory of its own.
     """
-    starts = iter(range(0, len(grid), batch_size))
-    pending: deque[Future[Tiles]] = deque()
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="microtome-reader")
-    try:
-        for start in starts:
-            rows = np.arange(start, min(start + batch_size, len(grid)), dtype=np.int64)
-            pending.append(pool.submit(_read, reader, grid, rows))
-            if len(pending) > readers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    batches = BatchReader(
+        reader=reader, grid=grid, batch_size=batch_size, workers=workers, in_blocks=in_blocks
+    )
+    for batch in batches.read():
+        yield Tiles(batch.rows, batch.pixels, batch.has_background)
 
 
-def _read(reader: Reader, grid: TileGrid, rows: NDArray[np.int64]) -> Tiles:
-    """Read a batch, as much of it at once as `READ_BYTES` holds before it is resampled."""
-    geometry = grid.geometry
-    boxes = grid.coords[rows, :4].astype(np.int64)
-    width, height = geometry.read_size
-    at_once = max(1, READ_BYTES // (width * height * reader.info.channels))
-    parts = []
-    for start in range(0, len(rows), at_once):
-        pixels, background = read_tiles(reader, geometry.level, boxes[start : start + at_once])
-        parts.append((resample_tiles(pixels, geometry.size, geometry.resample), background))
-    if len(parts) == 1:
-        return Tiles(rows, *parts[0])
-    return Tiles(rows, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _kept(batch: Batch) -> Batch:
+    """Leave out the tiles that the filter drops."""
+    keep = batch.keep
+    if keep.all():
+        return batch
+    return Batch(
+        batch.rows[keep],
+        batch.pixels[keep],
+        batch.has_background[keep],
+        keep[keep],
+        {key: pixels[keep] for key, pixels in batch.prepared.items()},
+    )
+
+
+def _allocator(encodings: Sequence[Encoding]) -> Allocate:
+    """Choose the memory of pixels: page-locked where a GPU is to copy it by itself."""
+    if not any(encoder.device.startswith("cuda") for encoder, _ in encodings):
+        return fresh
+    import torch
+
+    def pinned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        array: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return array
+
+    return pinned

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import ConfigError, EncoderError, InputError
-from microtome.plugin.protocols import Encoder, Segmenter, StoreWriter, Tiler, TileWriter
+from microtome.plugin.protocols import (
+    Encoder,
+    EncoderOutput,
+    Segmenter,
+    StoreWriter,
+    Tiler,
+    TileWriter,
+)
 from microtome.plugin.registry import Registry, configure
 from microtome.plugin.specs import (
     EncoderCard,
@@ -16,8 +23,9 @@ from microtome.plugin.specs import (
     TilerSpec,
     WriterSpec,
 )
+from microtome.run.budget import Threads, cpu_budget, share_threads
 from microtome.run.devices import describe_fallback, resolve_device, resolve_precision
-from microtome.run.settings import Choice, EncoderChoice, RunConfig
+from microtome.run.settings import DEFAULT_BATCH_SIZE, Choice, EncoderChoice, RunConfig
 from microtome.run.target import (
     describe_target,
     has_target,
@@ -28,6 +36,9 @@ from microtome.run.target import (
 from microtome.slide.opening import AUTO
 from microtome.store.identity import SPEC_FIELDS, describe
 from microtome.store.layout import OutputLayout
+
+if TYPE_CHECKING:
+    from microtome.slide.batch import TileBatch
 
 
 @dataclass(eq=False, kw_only=True)
@@ -40,7 +51,7 @@ class PlannedEncoder:
         encoder: The object.
         device: Resolved.
         precision: Resolved.
-        batch_size: Tiles at once.
+        asked_batch_size: Tiles at once, as asked for; None for as many as there is memory for.
         fields: What its features' identity depends on.
         registry: Where it is from.
         loaded: Whether its weights are.
@@ -51,10 +62,11 @@ class PlannedEncoder:
     encoder: Encoder
     device: str
     precision: str
-    batch_size: int
+    asked_batch_size: int | None
     fields: dict[str, Any]
     registry: Registry
     loaded: bool = False
+    _largest: int = 0
 
     @property
     def card(self) -> EncoderCard:
@@ -72,6 +84,27 @@ class PlannedEncoder:
             with self.registry.blame("encoder", self.spec.name, "loaded"):
                 self.encoder.load(self.device, self.precision)
             self.loaded = True
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles at once. To find out how many there is memory for, the encoder must be loaded."""
+        if self.asked_batch_size is not None:
+            return self.asked_batch_size
+        if not self._largest:
+            find = getattr(self.encoder, "largest_batch", lambda: DEFAULT_BATCH_SIZE)
+            self._largest = find()
+        return self._largest
+
+    def begin(self, batch: TileBatch) -> Callable[[], EncoderOutput]:
+        """Let the encoder begin with a batch, and give what waits for its output.
+
+        An encoder without ``begin`` has its output when this returns.
+        """
+        if hasattr(self.encoder, "begin"):
+            begun: Callable[[], EncoderOutput] = self.encoder.begin(batch)
+            return begun
+        output = self.encoder.encode(batch)
+        return lambda: output
 
     def __str__(self) -> str:
         """Name it with its dimension, device and precision."""
@@ -145,6 +178,16 @@ class RunPlan:
     def writers(self) -> tuple[PlannedWriter, ...]:
         """Every writer."""
         return (*self.stores, *self.images)
+
+    def share_threads(self, encoders: Sequence[PlannedEncoder]) -> Threads:
+        """Share out the run's CPUs for a pass that feeds some of its encoders."""
+        config = self.config
+        return share_threads(
+            cpu_budget(config.threads),
+            encoders,
+            workers=config.reader_threads,
+            torch=config.torch_threads,
+        )
 
     @property
     def first_line(self) -> str:
@@ -257,7 +300,7 @@ def make_encoder(choice: EncoderChoice, registry: Registry) -> PlannedEncoder:
         encoder=encoder,
         device=device,
         precision=precision,
-        batch_size=choice.batch_size,
+        asked_batch_size=choice.batch_size,
         fields=fields,
         registry=registry,
     )

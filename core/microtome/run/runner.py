@@ -6,12 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,13 +16,14 @@ from microtome._version import __version__
 from microtome.errors import StoreError
 from microtome.plugin.registry import Registry, get_registry
 from microtome.run.attributes import provenance
-from microtome.run.budget import cpu_budget
 from microtome.run.inputs import Refused, SlideList, find_slides
 from microtome.run.overlays import clashing
 from microtome.run.pipeline import process_slide
 from microtome.run.plan import RunPlan, make_plan
-from microtome.run.progress import Reporter, duration, make_reporter
+from microtome.run.progress import Reporter, make_reporter
 from microtome.run.settings import RunConfig
+from microtome.run.summary import RunResult, rounded, summarise
+from microtome.slide.clock import profiling
 from microtome.store.publish import sweep, write_json
 from microtome.store.status import SlideStatus
 
@@ -39,30 +37,6 @@ class Terminated(KeyboardInterrupt):
     """The run was asked to end by SIGTERM."""
 
     exit_code = EXIT_TERMINATED
-
-
-@dataclass(eq=False, kw_only=True)
-class RunResult:
-    """What became of a run.
-
-    Attributes:
-        statuses: One a slide, in the order of the run.
-        notes: What the user was told on the way.
-        seconds: Wall time.
-        exit_code: 0 all done or empty, 3 failed slides, 130 / 143 interrupted.
-        record: Where the run record is, if the run has a folder.
-    """
-
-    statuses: list[SlideStatus] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    exit_code: int = EXIT_DONE
-    record: Path | None = None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of slides by state."""
-        return dict(Counter(status.state for status in self.statuses))
 
 
 def run(config: RunConfig) -> int:
@@ -101,7 +75,7 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
     _prepare(plan, slides)
-    with reporter, _sigterm_interrupts(), _cpu_budget(plan.config.threads):
+    with reporter, _sigterm_interrupts(), _profiled(plan, result):
         for note in result.notes:
             reporter.note(note)
         _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))
@@ -168,27 +142,6 @@ def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[
         yield process_slide(plan, ref, reporter)
 
 
-def summarise(plan: RunPlan, result: RunResult) -> str:
-    """Say in a few lines what was done, with what, and where it is."""
-    config = plan.config
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
-    slides = "slide" if len(result.statuses) == 1 else "slides"
-    lines = [f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"]
-    lines.append(f"asked for: {plan.first_line}")
-    if any(status.state != "failed" for status in result.statuses):
-        lines += [f"{w.name}: {plan.layout.slide(w.spec, '<slide>')}" for w in plan.writers]
-        lines.append(f"tissue: {plan.layout.tissue_folder}")
-        if config.visualize:
-            lines.append(f"overlays: {plan.layout.visualization_folder}")
-    failed = [
-        f"failed: {status.slide_id} at {status.stage}: {status.message}"
-        for status in result.statuses
-        if status.state == "failed"
-    ]
-    lines += dict.fromkeys(failed)
-    return "\n".join(lines) + "\n"
-
-
 def _prepare(plan: RunPlan, slides: SlideList) -> None:
     """Sweep what killed runs left, and load the weights if any slide is sure to need them.
 
@@ -235,7 +188,7 @@ def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
 def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, Any]:
     return {
         "microtome_version": __version__,
-        "provenance": provenance(),
+        "provenance": dict(provenance()),
         "config": dict(plan.config.resolved),
         "asked_for": plan.first_line,
         "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
@@ -252,6 +205,7 @@ def _outcome(result: RunResult) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(result.seconds, 3),
         "counts": result.counts,
+        **({"profile": rounded(result.profile)} if result.profile else {}),
         "exit_code": result.exit_code,
         "failed": {
             status.slide_id: {"stage": status.stage, **(status.error or {})}
@@ -264,6 +218,17 @@ def _outcome(result: RunResult) -> dict[str, Any]:
 def _notify(registry: Registry, hook: str, reporter: Reporter, **what: Mapping[str, Any]) -> None:
     for complaint in registry.notify(f"microtome_{hook}", **what):
         reporter.note(complaint)
+
+
+@contextmanager
+def _profiled(plan: RunPlan, result: RunResult) -> Iterator[None]:
+    """Keep account of where the time goes, if that was asked for."""
+    if not plan.config.profile:
+        yield
+        return
+    with profiling() as profile:
+        result.profile = profile.seconds
+        yield
 
 
 @contextmanager
@@ -281,18 +246,3 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _cpu_budget(threads: int | None) -> Iterator[None]:
-    """Hold torch to the run's CPUs, where an encoder brought it."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(cpu_budget(threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

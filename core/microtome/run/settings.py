@@ -25,6 +25,9 @@ OVERLAYS = ("grid", "mask", "contours")
 PRECISIONS = ("fp32", "fp16", "bf16")
 """The precisions that a model can run with."""
 
+DEFAULT_BATCH_SIZE = 32
+"""Tiles: 25 MiB in four batches of 256 px; a CPU gains nothing from more."""
+
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -72,12 +75,13 @@ class EncoderChoice(Choice):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         precision: ``"auto"`` (the card's on a GPU, fp32 on a CPU), ``"fp32"``, ``"fp16"`` or
             ``"bf16"``.
-        batch_size: Tiles that the encoder is given at once.
+        batch_size: Tiles that the encoder is given at once; None for as many as its device has
+            memory for.
     """
 
     device: str = "auto"
     precision: str = "auto"
-    batch_size: int = 32
+    batch_size: int | None = DEFAULT_BATCH_SIZE
 
     def __post_init__(self) -> None:
         where = f"encoder.{self.name}"
@@ -86,7 +90,8 @@ class EncoderChoice(Choice):
                 f"{where}.device={self.device} is not auto, cpu, mps, cuda or a certain cuda:1."
             )
         _one_of(f"{where}.precision", self.precision, ("auto", *PRECISIONS))
-        _at_least_one(f"{where}.batch_size", self.batch_size)
+        if self.batch_size is not None:
+            _at_least_one(f"{where}.batch_size", self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,10 @@ class RunConfig:
         force: Whether finished work is done again.
         batch_size: Tiles read at once.
         threads: CPU threads for the whole run; None for what the machine gives.
+        reader_threads: How many of them read, resample and write images; None to share them out
+            by what the encoders need.
+        torch_threads: How many torch may use on a CPU; None likewise.
+        profile: Whether the time of the pass over the pixels is accounted for by stage.
         resolved: The composed configuration as plain values, for the run record.
     """
 
@@ -186,8 +195,11 @@ class RunConfig:
     feature_dtype: str = "float32"
     visualize: tuple[str, ...] = ()
     force: bool = False
-    batch_size: int = 32
+    batch_size: int = DEFAULT_BATCH_SIZE
     threads: int | None = None
+    reader_threads: int | None = None
+    torch_threads: int | None = None
+    profile: bool = False
     resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -198,7 +210,8 @@ class RunConfig:
         for name in self.visualize:
             _one_of("visualize", name, OVERLAYS)
         _at_least_one("batch_size", self.batch_size)
-        if self.threads is not None:
-            _at_least_one("threads", self.threads)
+        for name in ("threads", "reader_threads", "torch_threads"):
+            if (count := getattr(self, name)) is not None:
+                _at_least_one(name, count)
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise ConfigError(f"mpp={self.mpp:g} is no size: give µm per pixel, above 0.")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from microtome.errors import ConfigError
+from microtome.slide.clock import timed
 from microtome.slide.geometry import level_to_slide, slide_to_level
 from microtome.slide.types import RGB, Level, SlideInfo, SlideRef, SlideView
 
@@ -45,8 +46,32 @@ _COARSER = 1.01
 """A level, or boxes of one, this much coarser than a view will do for it: 16.002 for 16."""
 
 
+class Canvas:
+    """Memory for pixels that are soon read over: one a thread, as large as it ever had to be."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Give a contiguous array whose content is whatever was there.
+
+        Args:
+            name: What it is for; the next array of that name has the same memory.
+            shape: Of the array.
+        """
+        size = math.prod(shape)
+        if name not in self._memory or self._memory[name].size < size:
+            self._memory[name] = np.empty(size, np.uint8)
+        return self._memory[name][:size].reshape(shape)
+
+
 def read_tiles(
-    reader: Reader, level: int, boxes: NDArray[np.int64]
+    reader: Reader,
+    level: int,
+    boxes: NDArray[np.int64],
+    *,
+    out: NDArray[np.uint8] | None = None,
+    canvas: Canvas | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Read regions of one level, whatever the slide's edges and transparency.
 
@@ -55,6 +80,8 @@ def read_tiles(
         level: Index into ``reader.info.levels``.
         boxes: (n, 4) ``x, y, width, height``: x and y at level 0, sizes at ``level`` and all
             alike. Boxes may reach beyond the slide.
+        out: (n, height, width, 3) uint8, contiguous, to be filled; made if None.
+        canvas: Memory to read into where a reader gives alpha; made if None.
 
     Returns:
         (n, height, width, 3) uint8 RGB, and (n,) bool: where any pixel of a row is background
@@ -64,12 +91,19 @@ def read_tiles(
     Raises:
         SlideReadError: If any of the data cannot be decoded.
     """
-    pixels, _, filled = _read(reader, level, np.asarray(boxes, np.int64))
+    with timed("decode"):
+        pixels, _, filled = _read(
+            reader, level, np.asarray(boxes, np.int64), out=out, canvas=canvas
+        )
     return pixels, filled
 
 
 def resample_tiles(
-    pixels: NDArray[np.uint8], size: int, recipe: str = "pil-bilinear"
+    pixels: NDArray[np.uint8],
+    size: int,
+    recipe: str = "pil-bilinear",
+    *,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Bring tiles to a square size, each by itself.
 
@@ -80,20 +114,27 @@ def resample_tiles(
             the same with and without torch, whose faster kernel is used where torch is loaded
             already and provably agrees. ``"area"`` is the mean over the exact area
             (OpenCV's ``INTER_AREA``).
+        out: (n, size, size, 3) uint8 to be filled; made if None.
 
     Returns:
-        (n, size, size, 3) uint8; ``pixels`` itself where the size fits.
+        (n, size, size, 3) uint8: ``out``, or ``pixels`` itself where the size fits and there is
+        no ``out``.
 
     Raises:
         ConfigError: If there is no such recipe.
     """
     if recipe not in _RECIPES:
         raise ConfigError(f"No resampling recipe {recipe!r}; available: {', '.join(_RECIPES)}.")
-    if pixels.shape[1:3] == (size, size):
+    fits = pixels.shape[1:3] == (size, size)
+    if fits and out is None:
         return pixels
-    if not len(pixels):
-        return np.empty((0, size, size, 3), np.uint8)
-    return _RECIPES[recipe](pixels, size)
+    out = np.empty((len(pixels), size, size, 3), np.uint8) if out is None else out
+    with timed("resize"):
+        if fits:
+            out[:] = pixels
+        elif len(pixels):
+            _RECIPES[recipe](pixels, out)
+    return out
 
 
 def render_view(
@@ -156,7 +197,12 @@ def render_view(
 
 
 def _read(
-    reader: Reader, level: int, boxes: NDArray[np.int64]
+    reader: Reader,
+    level: int,
+    boxes: NDArray[np.int64],
+    *,
+    out: NDArray[np.uint8] | None = None,
+    canvas: Canvas | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.bool_]]:
     """Read boxes as RGB on the background.
 
@@ -165,26 +211,29 @@ def _read(
         background in a box.
     """
     info = reader.info
+    width, height = (int(side) for side in boxes[0, 2:]) if len(boxes) else (0, 0)
+    shape = (len(boxes), height, width)
+    if out is None:
+        out = np.empty((*shape, 3), np.uint8)
     if not len(boxes):
-        return np.empty((0, 0, 0, 3), np.uint8), None, np.empty(0, np.bool_)
-    width, height = (int(side) for side in boxes[0, 2:])
-    out = np.empty((len(boxes), height, width, info.channels), np.uint8)
+        return out, None, np.empty(0, np.bool_)
+    buffer = out if info.channels == 3 else (canvas or Canvas()).take("alpha", (*shape, 4))
     outside = (_clip(boxes, info.levels[level])[:, 2:] != boxes[:, 2:]).any(axis=1)
     whole = np.flatnonzero(~outside)
     if whole.size:
-        reader.read_tiles(level, boxes[whole], out, whole)
+        reader.read_tiles(level, boxes[whole], buffer, whole)
     for row in np.flatnonzero(outside):
-        _read_overhanging(reader, level, box=boxes[row], out=out[row])
+        _read_overhanging(reader, level, box=boxes[row], out=buffer[row])
     if info.channels == 3:
         return out, None, outside
-    alpha = out[..., 3]
+    alpha = buffer[..., 3]
     if info.levels[level].downsample % 1:
         np.multiply(alpha >= _HALF, np.uint8(255), out=alpha)
-    clear = (alpha < 255).any(axis=(1, 2))
-    pixels = _drop_alpha(out)
+    clear = np.array([tile.min() < 255 for tile in alpha])
+    _drop_alpha(buffer, out)
     for row in np.flatnonzero(clear):
-        pixels[row] = _composite(out[row], info.background)
-    return pixels, alpha if clear.any() else None, outside | clear
+        out[row] = _composite(buffer[row], info.background)
+    return out, alpha if clear.any() else None, outside | clear
 
 
 def _clip(boxes: NDArray[np.int64], level: Level) -> NDArray[np.int64]:
@@ -214,13 +263,13 @@ def _read_overhanging(
     out[top : top + height, left : left + width] = part[0]
 
 
-def _drop_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _drop_alpha(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Take RGB out of (n, h, w, 4); numpy's own copy of a slice takes seven times as long."""
     import cv2
 
     count, height, width, _ = pixels.shape
-    rgb = cv2.cvtColor(pixels.reshape(count * height, width, 4), cv2.COLOR_RGBA2RGB)
-    return np.asarray(rgb, np.uint8).reshape(count, height, width, 3)
+    flat = out.reshape(count * height, width, 3)
+    cv2.cvtColor(pixels.reshape(count * height, width, 4), cv2.COLOR_RGBA2RGB, dst=flat)
 
 
 def _composite(pixels: NDArray[np.uint8], background: RGB) -> NDArray[np.uint8]:
@@ -231,35 +280,34 @@ def _composite(pixels: NDArray[np.uint8], background: RGB) -> NDArray[np.uint8]:
     return ((mixed + np.uint16(127)) // np.uint16(255)).astype(np.uint8)
 
 
-def _pil_bilinear(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def _pil_bilinear(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     _, height, width, _ = pixels.shape
+    size = out.shape[1]
     if "torch" in sys.modules and height == width and width / size in _TORCH_RATIOS:
-        return _torch_bilinear(pixels, size)
-    resized = [
-        np.asarray(Image.fromarray(tile).resize((size, size), Image.Resampling.BILINEAR))
-        for tile in pixels
-    ]
-    return np.stack(resized)
+        _torch_bilinear(pixels, out)
+        return
+    for row, tile in enumerate(pixels):
+        image = Image.fromarray(tile).resize((size, size), Image.Resampling.BILINEAR)
+        out[row] = np.asarray(image)
 
 
-def _torch_bilinear(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def _torch_bilinear(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     import torch
 
     # Channels last is how the pixels lie already, and torch's fast path.
     tiles = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
-        tiles, size=(size, size), mode="bilinear", antialias=True
+        tiles, size=out.shape[1:3], mode="bilinear", antialias=True
     )
-    array: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).contiguous().numpy()
-    return array
+    out[:] = resized.permute(0, 2, 3, 1).numpy()
 
 
-def _area(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def _area(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     import cv2
 
-    return np.stack(
-        [cv2.resize(tile, (size, size), interpolation=cv2.INTER_AREA) for tile in pixels]
-    )
+    size = (out.shape[2], out.shape[1])
+    for tile, row in zip(pixels, out, strict=True):
+        cv2.resize(tile, size, dst=row, interpolation=cv2.INTER_AREA)
 
 
 _RECIPES = {"pil-bilinear": _pil_bilinear, "area": _area}
@@ -335,6 +383,10 @@ def _box_mean(pixels: NDArray[np.uint8], box: int) -> NDArray[np.uint8]:
     """Average (h, w) or (h, w, c) over boxes, rounded exactly, halves up."""
     if box == 1:
         return pixels
+    ragged = any(side % box for side in pixels.shape[:2])
+    if box == 2 or (box.bit_count() == 1 and not ragged):
+        # Pillow divides by a power of two exactly, by other numbers nearly, and is 8 x as fast.
+        return np.asarray(Image.fromarray(pixels).reduce(box))
     sums = _box_sums(_box_sums(pixels, box).swapaxes(0, 1), box).swapaxes(0, 1)
     down, across = (
         np.minimum(box, side - np.arange(0, side, box, dtype=np.uint32))

@@ -63,8 +63,9 @@ def open_slide(
 
     An explicit reader is used whatever the file's name. ``auto`` tries the installed readers of
     the file's suffix, highest priority first, and no other: what only looks like another format
-    (an MRXS without its folder is a fine JPEG) is not opened as that. A file whose suffix no
-    reader claims goes to those readers whose ``probe`` knows it.
+    (an MRXS without its folder is a fine JPEG) is not opened as that. A reader that vouches for
+    this very file comes before them all. A file whose suffix no reader claims goes to those
+    readers whose ``probe`` knows it.
 
     Args:
         ref: The slide.
@@ -134,6 +135,8 @@ def _open_auto(ref: SlideRef, registry: Registry) -> OpenedSlide:
     claimed = [e for e in registry.entries("reader") if suffix in _suffixes(e)]
     candidates = _available(claimed) if claimed else list(_probed(ref.path, registry))
     described = suffix if claimed else "what its first bytes say"
+    vouched, sentence = _find_voucher(ref.path, candidates, registry)
+    candidates.sort(key=lambda entry: entry is not vouched)
     failed: dict[str, str] = {}
     for place, entry in enumerate(candidates, 1):
         name = entry.spec.name
@@ -146,6 +149,8 @@ def _open_auto(ref: SlideRef, registry: Registry) -> OpenedSlide:
         why = f"{name}, {_ordinal(place)} of {len(candidates)} readers for {described}"
         if len(candidates) == 1:
             why = f"{name}, the only reader for {described}"
+        if entry is vouched:
+            why = f"{name}, which vouches for it: {sentence}"
         return _finish(ref, opened, info, f"{why} ({_listed(failed)})" if failed else why)
     for entry in claimed:
         if entry.missing:
@@ -181,6 +186,25 @@ def _available(entries: list[Registered]) -> list[Registered]:
     """Order readers: highest priority first, then by name."""
     usable = [entry for entry in entries if not entry.missing]
     return sorted(usable, key=lambda entry: (-_priority(entry), entry.spec.name))
+
+
+def _find_voucher(
+    path: Path, candidates: list[Registered], registry: Registry
+) -> tuple[Registered | None, str]:
+    """Find the first reader that vouches for a file, and what it says."""
+    # Loading a reader's library may take longer than opening the slide: only where it matters.
+    asked = candidates if len(candidates) > 1 else []
+    for entry in asked:
+        if not getattr(entry.spec, "vouches", False):
+            continue
+        try:
+            target: Any = registry.load("reader", entry.spec.name)
+            sentence = target.vouch(path)
+        except (OSError, PluginError):
+            continue
+        if sentence:
+            return entry, sentence
+    return None, ""
 
 
 def _probed(path: Path, registry: Registry) -> Iterator[Registered]:

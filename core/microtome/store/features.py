@@ -81,11 +81,11 @@ class FeatureScratch:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - see close
 
-    def write(self, start_row: int, array: _Floats) -> None:
-        """Write consecutive rows.
+    def write(self, rows: NDArray[np.int64], array: _Floats) -> None:
+        """Write some rows; several threads may, each others.
 
         Args:
-            start_row: Plan index of the first.
+            rows: (n,) plan indices.
             array: (n, dim) floating point.
 
         Raises:
@@ -93,7 +93,7 @@ class FeatureScratch:
                 in the stored dtype.
             StoreError: If the disk takes no more.
         """
-        self._check(start_row, array)
+        self._check(rows, array)
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(array, self.dtype)
         if not np.isfinite(stored).all():
@@ -101,8 +101,10 @@ class FeatureScratch:
         if not stored.size:
             return
         with wrap_errors(self._path):
-            self._write_at(stored.data.cast("B"), start_row * self._row_bytes)
-        self._written[start_row : start_row + len(stored)] = True
+            for start, stop in _runs(rows):
+                part = stored[start:stop].data.cast("B")
+                self._write_at(part, int(rows[start]) * self._row_bytes)
+        self._written[rows] = True
 
     def source(self, keep: NDArray[np.int64] | None = None) -> FeatureSource:
         """Give the features for the store.
@@ -137,8 +139,7 @@ class FeatureScratch:
         out = np.empty((indices.size, self.dim or 0), self.dtype)
         if not out.size:
             return out
-        starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1)
-        for start, stop in zip(starts, [*starts[1:], indices.size], strict=True):
+        for start, stop in _runs(indices):
             view = out[start:stop].data.cast("B")
             self._read_at(view, int(indices[start]) * self._row_bytes)
         return out
@@ -147,7 +148,7 @@ class FeatureScratch:
     def _row_bytes(self) -> int:
         return (self.dim or 0) * self.dtype.itemsize
 
-    def _check(self, start_row: int, array: _Floats) -> None:
+    def _check(self, rows: NDArray[np.int64], array: _Floats) -> None:
         if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
             raise EncoderError(
                 f"{self.name!r} gave {array.dtype} of shape {array.shape}; features are "
@@ -158,11 +159,8 @@ class FeatureScratch:
             raise EncoderError(
                 f"{self.name!r} gave {array.shape[1]} columns where {self.dim} were expected."
             )
-        if start_row < 0 or start_row + len(array) > self.rows:
-            raise EncoderError(
-                f"{self.name!r} gave rows {start_row} to {start_row + len(array)} of a slide "
-                f"with {self.rows} tiles."
-            )
+        if len(rows) != len(array):
+            raise EncoderError(f"{self.name!r} gave {len(array)} rows for {len(rows)} tiles.")
 
     def _explain_non_finite(self, array: _Floats) -> str:
         if not np.isfinite(array).all():
@@ -183,6 +181,12 @@ class FeatureScratch:
             if not read:
                 raise StoreError(f"The scratch file of {self.name!r} in {self._path} is cut short.")
             out, offset = out[read:], offset + read
+
+
+def _runs(indices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Find where indices count up by one: (start, stop) of each such run."""
+    starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1).tolist()
+    return zip(starts, [*starts[1:], indices.size], strict=True)
 
 
 class _ScratchSource:

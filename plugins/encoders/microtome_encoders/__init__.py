@@ -21,6 +21,7 @@ def microtome_encoders() -> Iterator[EncoderSpec]:
         requires=("cv2",),
         install="pip install opencv-python-headless",
         card=HANDCRAFTED_CARD,
+        concurrent=True,
     )
     yield torch_spec("timm", TIMM, "Any model of timm by name", config=ModelConfig)
     yield torch_spec(

@@ -23,6 +23,7 @@ class WeightsConfig:
 
     The place of the weights is a runtime field: what is part of an identity is what the encoder
     says of them (their file's SHA-256, a seed), so moving or pinning them makes nothing stale.
+    Compiling changes last bits, as another device does; it is on record beside the features.
     """
 
     weights: str = runtime(
@@ -30,6 +31,10 @@ class WeightsConfig:
         help="'hub' to download them, 'random', or a file (.safetensors, .pth, .pt, .bin).",
     )
     seed: int = option(0, help="Of weights=random.")
+    compile: bool = runtime(
+        False,
+        help="Whether torch.compile makes the model faster; it needs a minute and a compiler.",
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import SlideOpenError, SlideReadError
-from microtome.slide.types import SlideInfo
+from microtome.slide.types import Level, SlideInfo
 from microtome_readers import CucimConfig
 from microtome_readers.cucim_check import check_file
-from microtome_readers.placement import Box, place, read_placed
+from microtome_readers.placement import Box, Placement, Region, place, read_placed
 from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
+from microtome_readers.tilecheck import TileCheck
 
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""
+
+_SHARED = 1.25
+"""How much more often native tiles must be decoded for one large read to be the faster way."""
 
 _SETTINGS = "CUFILE_ENV_PATH_JSON"
 
@@ -38,14 +43,16 @@ class CucimReader:
         self._path, self._config = Path(path), config
         _prepare()
         tags = check_file(self._path, config.probe_timeout)
-        self._slide: Any = open_cucim(self._path)
+        self._slide: CucimFile | None = CucimFile(self._path)
         levels = describe_levels(tags.pages)
-        found = self._slide.resolutions["level_dimensions"]
-        if [tuple(size) for size in found] != [(level.width, level.height) for level in levels]:
+        sizes = [(level.width, level.height) for level in levels]
+        if self._slide.sizes != sizes:
+            self._slide.close()
             raise SlideOpenError(
-                f"cuCIM is not trusted with it: it sees levels of {found}, where the tags have "
-                f"{[(level.width, level.height) for level in levels]}"
+                f"cuCIM is not trusted with it: it sees levels of {self._slide.sizes}, where the "
+                f"tags have {sizes}"
             )
+        self._tiles = TileCheck(self._path, tags.pages)
         self._info = SlideInfo(
             path=self._path,
             reader="cucim",
@@ -72,22 +79,44 @@ class CucimReader:
         rows: NDArray[np.int64],
     ) -> None:
         """Fill some rows of a buffer with regions of one level, as `Reader` says."""
+        if not len(boxes):
+            return
         geometry = self._info.levels[level]
-        region = partial(self._region, level)
-        for box, row in zip(boxes.tolist(), rows.tolist(), strict=True):
-            out[row] = read_placed(region, place(box, geometry.downsample), geometry)
+        placed = [place(box, geometry.downsample) for box in boxes.tolist()]
+        region = self._region(level, placed)
+        for placement, row in zip(placed, rows.tolist(), strict=True):
+            out[row] = read_placed(region, placement, geometry)
 
     def close(self) -> None:
         """Close the slide."""
         if self._slide is not None:
             self._slide.close()
             self._slide = None
+            self._tiles.close()
 
-    def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
+    def _region(self, level: int, placed: Sequence[Placement]) -> Region:
+        """Choose how to read boxes: each by itself, or all at once and then cut.
+
+        cuCIM is at its best with boxes of whole native tiles. But others share native tiles, and
+        each box would decode them again.
+        """
+        geometry = self._info.levels[level]
+        spans = np.array([_span(placement, geometry) for placement in placed])
+        hull = np.concatenate([spans[:, :2].min(axis=0), spans[:, 2:].max(axis=0)])
+        if _count_tiles(spans, geometry) <= _SHARED * _count_tiles(hull[np.newaxis], geometry):
+            return partial(self._read, level)
+        left, top, right, bottom = hull.tolist()
+        canvas = self._read(level, (left, top, right - left, bottom - top))
+        return lambda box: canvas[
+            box[1] - top : box[1] - top + box[3], box[0] - left : box[0] - left + box[2]
+        ]
+
+    def _read(self, level: int, box: Box) -> NDArray[np.uint8]:
         if self._slide is None:
             raise ValueError(f"{self._path} is closed")
+        self._tiles.check(level, box)
         try:
-            return read_whole(self._slide, level, box)
+            return self._slide.read(level, box)
         except _ERRORS as error:
             x, y, w, h = box
             raise SlideReadError(
@@ -96,39 +125,63 @@ class CucimReader:
             ) from error
 
 
-def read_whole(slide: Any, level: int, box: Box) -> NDArray[np.uint8]:
-    """Read whole pixels of a level.
+class CucimFile:
+    """A file open in cuCIM, which may kill the process: only after `check_file`.
 
-    Args:
-        slide: Of `open_cucim`.
-        level: Its index.
-        box: In pixels of the level.
-
-    Returns:
-        (height, width, 3) uint8.
-
-    Raises:
-        ValueError: If cuCIM gives anything else.
+    Attributes:
+        sizes: (width, height) of each level.
     """
-    # cuCIM takes level-0 positions and rounds them down to pixels of the level.
-    ratio = float(slide.resolutions["level_downsamples"][level])
-    x, y, w, h = box
-    location = (math.ceil(x * ratio), math.ceil(y * ratio))
-    pixels = np.asarray(slide.read_region(location, (w, h), level))
-    if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
-        raise ValueError(f"cuCIM gives {pixels.shape} {pixels.dtype}")
-    return pixels
+
+    def __init__(self, path: Path) -> None:
+        _prepare()
+        from cucim.clara import CuImage
+
+        try:
+            self._image: Any = CuImage(str(path))
+        except _ERRORS as error:
+            raise SlideOpenError(f"cuCIM cannot open it ({error})") from error
+        resolutions = self._image.resolutions  # made anew each time it is asked for
+        self.sizes = [tuple(size) for size in resolutions["level_dimensions"]]
+        self._ratios = [float(ratio) for ratio in resolutions["level_downsamples"]]
+
+    def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Read whole pixels of a level.
+
+        Args:
+            level: Its index.
+            box: In pixels of the level.
+
+        Returns:
+            (height, width, 3) uint8.
+
+        Raises:
+            ValueError: If cuCIM gives anything else.
+        """
+        # cuCIM takes level-0 positions and rounds them down to pixels of the level.
+        x, y, w, h = box
+        ratio = self._ratios[level]
+        location = (math.ceil(x * ratio), math.ceil(y * ratio))
+        pixels = np.asarray(self._image.read_region(location, (w, h), level))
+        if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"cuCIM gives {pixels.shape} {pixels.dtype}")
+        return pixels
+
+    def close(self) -> None:
+        """Close the file."""
+        self._image.close()
 
 
-def open_cucim(path: Path) -> Any:
-    """Open a file in cuCIM, which may kill the process: only after `check_file`."""
-    _prepare()
-    from cucim.clara import CuImage
+def _span(placement: Placement, level: Level) -> Box:
+    """Give the first pixels of a box in its level and those behind its last, ``x0, y0, x1, y1``."""
+    p = placement
+    right, bottom = p.x + p.width + (p.right > 0), p.y + p.height + (p.down > 0)
+    return p.x, p.y, min(right, level.width), min(bottom, level.height)
 
-    try:
-        return CuImage(str(path))
-    except _ERRORS as error:
-        raise SlideOpenError(f"cuCIM cannot open it ({error})") from error
+
+def _count_tiles(spans: NDArray[np.int64], level: Level) -> int:
+    """Count the native tiles that each box touches, those of several as often as they do."""
+    tile = level.tile or (1, 1)
+    return int((-(-spans[:, 2:] // tile) - spans[:, :2] // tile).prod(axis=1).sum())
 
 
 def _prepare() -> None:

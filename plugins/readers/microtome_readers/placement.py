@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,6 +46,11 @@ class Placement:
     right: float = 0.0
     down: float = 0.0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it lies on whole pixels."""
+        return not (self.right or self.down)
+
 
 def place(box: Box, downsample: float) -> Placement:
     """Place a box, whose x and y are at level 0, in its level."""
@@ -55,10 +59,58 @@ def place(box: Box, downsample: float) -> Placement:
     return Placement(x, y, box[2], box[3], right, down)
 
 
-def read_placed(region: Region, placement: Placement, level: Level) -> NDArray[np.uint8]:
-    """Read a box and interpolate it where it lies between pixels.
+def whole_boxes(boxes: NDArray[np.int64], downsample: float) -> NDArray[np.int64] | None:
+    """Place boxes that all lie on whole pixels of their level.
+
+    Args:
+        boxes: (n, 4) ``x, y, width, height``: x and y at level 0, sizes at the level.
+        downsample: Of the level.
+
+    Returns:
+        The same with x and y at the level, or None where any lies between pixels.
+    """
+    position = boxes[:, :2] / downsample
+    nearest = np.rint(position)
+    if (np.abs(position - nearest) >= _FINEST).any():
+        return None
+    return np.concatenate([nearest.astype(np.int64), boxes[:, 2:]], axis=1)
+
+
+def reach(placement: Placement, level: Level) -> Box:
+    """Give the whole pixels that a box needs: one more to the right and below between pixels.
+
+    Args:
+        placement: The box.
+        level: Its level, which the pixels are inside of.
+    """
+    p = placement
+    width, height = p.width + (p.right > 0), p.height + (p.down > 0)
+    return p.x, p.y, min(width, level.width - p.x), min(height, level.height - p.y)
+
+
+def settle(pixels: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    """Make a box out of the pixels that it reaches, interpolated where it lies between them.
 
     The level's last column and row are repeated where interpolation asks for one more.
+
+    Args:
+        pixels: (h, w, channels) uint8, of `reach`.
+        placement: The box.
+
+    Returns:
+        (height, width, channels) uint8.
+    """
+    p = placement
+    if p.is_whole:
+        return pixels
+    short = (p.height + (p.down > 0) - pixels.shape[0], p.width + (p.right > 0) - pixels.shape[1])
+    if any(short):
+        pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
+    return interpolate(pixels, right=p.right, down=p.down)
+
+
+def read_placed(region: Region, placement: Placement, level: Level) -> NDArray[np.uint8]:
+    """Read a box and interpolate it where it lies between pixels.
 
     Args:
         region: Reads whole pixels of the level.
@@ -68,15 +120,7 @@ def read_placed(region: Region, placement: Placement, level: Level) -> NDArray[n
     Returns:
         (height, width, channels) uint8.
     """
-    p = placement
-    width, height = p.width + (p.right > 0), p.height + (p.down > 0)
-    pixels = region((p.x, p.y, min(width, level.width - p.x), min(height, level.height - p.y)))
-    if not (p.right or p.down):
-        return pixels
-    short = (height - pixels.shape[0], width - pixels.shape[1])
-    if any(short):
-        pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
-    return interpolate(pixels, right=p.right, down=p.down)
+    return settle(region(reach(placement, level)), placement)
 
 
 def interpolate(pixels: NDArray[np.uint8], *, right: float, down: float) -> NDArray[np.uint8]:
@@ -107,6 +151,8 @@ def interpolate(pixels: NDArray[np.uint8], *, right: float, down: float) -> NDAr
 def _blend(
     near: NDArray[np.float32], far: NDArray[np.float32], *, share: float
 ) -> NDArray[np.float32]:
+    import cv2
+
     return np.asarray(cv2.addWeighted(near, 1 - share, far, share, 0), np.float32)
 
 

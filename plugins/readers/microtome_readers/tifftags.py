@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import tifffile
 
 from microtome.errors import SlideOpenError
 from microtome.slide.types import Level
+from microtome_readers.tiffprops import describe_tiff
 
 TAG_ERRORS = (
     tifffile.TiffFileError,
@@ -34,8 +33,6 @@ APERIO_YCBCR = 33003
 """Aperio's JPEG 2000 whose three components are YCbCr, told by this tag alone."""
 
 _TEXT_TAGS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
-_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
-_APERIO_FIELD = re.compile(r"\s*([^=|]+?)\s*=\s*(.*?)\s*")
 
 
 @dataclass(frozen=True)
@@ -128,36 +125,10 @@ def segment_size(page: Any) -> tuple[int, int]:
 
 
 def _read_properties(page: Any) -> tuple[str | None, dict[str, str]]:
-    """Give a TIFF's vendor, if it is known, and its metadata under OpenSlide's names."""
-    properties = {
-        f"tiff.{name}": str(page.tags[name].value) for name in _TEXT_TAGS if name in page.tags
-    }
-    for name in ("XResolution", "YResolution"):
-        value = _rational(page, name)
-        if value:
-            properties[f"tiff.{name}"] = f"{value:.10g}"
-    if "ResolutionUnit" in page.tags:
-        properties["tiff.ResolutionUnit"] = _UNITS.get(int(page.tags["ResolutionUnit"].value), "")
-    comment = properties.get("tiff.ImageDescription", "")
-    if comment:
-        properties["openslide.comment"] = comment
-    if not comment.startswith("Aperio"):
-        return None, properties
-    return "aperio", properties | dict(_aperio_properties(comment))
-
-
-def _aperio_properties(comment: str) -> Iterator[tuple[str, str]]:
-    for text in comment.split("|")[1:]:
-        match = _APERIO_FIELD.fullmatch(text)
-        if match is None:
-            continue
-        name, value = match.groups()
-        yield f"aperio.{name}", value
-        if name == "MPP":
-            yield "openslide.mpp-x", value
-            yield "openslide.mpp-y", value
-        elif name == "AppMag":
-            yield "openslide.objective-power", value
+    texts = {name: str(page.tags[name].value) for name in _TEXT_TAGS if name in page.tags}
+    resolution = (_rational(page, "XResolution"), _rational(page, "YResolution"))
+    unit = int(page.tags["ResolutionUnit"].value) if "ResolutionUnit" in page.tags else None
+    return describe_tiff(texts, resolution, unit)
 
 
 def _kind(page: Any) -> tuple[Any, ...]:

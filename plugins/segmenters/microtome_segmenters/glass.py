@@ -6,6 +6,8 @@ glass, channel by channel, so grey, tinted and unevenly lit glass all become 1.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from microtome_segmenters import morphology
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Level = TypeVar("Level", np.uint8, np.float32)
 
 _SMALL = 384
 """Longest side in pixels at which the glass is estimated: it varies slowly."""
@@ -95,18 +98,19 @@ def estimate_glass(image: Image, excluded: Mask) -> Floats:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     usable = cv2.resize(excluded.astype(np.uint8), size, interpolation=cv2.INTER_AREA) == 0
-    colour = _glass_colour(small, usable)
-    surface = _glass_surface(small, usable, colour)
+    calm = usable & _smooth(_mean(small))
+    colour = _glass_colour(small, usable, calm)
+    surface = _glass_surface(small, calm, colour)
     glass = cv2.resize(surface, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(glass, np.float32)
 
 
-def _glass_colour(small: Floats, usable: Mask) -> Floats:
+def _glass_colour(small: Floats, usable: Mask, calm: Mask) -> Floats:
     """Find the brightest common neutral colour, blank filler apart."""
-    level = small.mean(2)
-    plain = usable & _smooth(level) & (_saturation(small) < 0.2)
-    filler = small.min(2) >= 254.5
-    chosen = plain & ~filler
+    level = _mean(small)
+    top, low = _extremes(small)
+    plain = calm & ((top - low) / np.maximum(top, 1) < 0.2)
+    chosen = plain & (low < 254.5)
     if chosen.sum() < max(16, 0.01 * usable.sum()):
         chosen = plain
     if chosen.sum() < max(4, 0.005 * usable.sum()):
@@ -130,12 +134,12 @@ def _brightest(small: Floats, usable: Mask) -> Floats:
     return np.full(3, max(level, 200.0), np.float32)
 
 
-def _glass_surface(small: Floats, usable: Mask, colour: Floats) -> Floats:
+def _glass_surface(small: Floats, calm: Mask, colour: Floats) -> Floats:
     """Follow the glass over the image, where it can be seen, within 20 % of its colour."""
     ratio = small / colour
-    level = ratio.mean(2)
-    tint = ratio.max(2) - ratio.min(2)
-    glass = usable & _smooth(small.mean(2)) & (tint < 0.04) & (level > 0.75) & (level < 1.12)
+    level = _mean(ratio)
+    top, low = _extremes(ratio)
+    glass = calm & (top - low < 0.04) & (level > 0.75) & (level < 1.12)
     seen = np.dstack([small * glass[..., None], glass]).astype(np.float32)
     size = (max(1, seen.shape[1] // 4), max(1, seen.shape[0] // 4))
     # At a quarter of the size: the blur is wide, and would be slow.
@@ -147,11 +151,17 @@ def _glass_surface(small: Floats, usable: Mask, colour: Floats) -> Floats:
     return bounded
 
 
-def _extremes(image: Image) -> tuple[Image, Image]:
+def _extremes(pixels: NDArray[Level]) -> tuple[NDArray[Level], NDArray[Level]]:
     """Give the largest and the least channel; far faster than reducing the last axis."""
-    red, green, blue = cv2.split(image)
+    red, green, blue = cv2.split(pixels)
     top, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    return np.asarray(top, np.uint8), np.asarray(low, np.uint8)
+    return np.asarray(top, pixels.dtype), np.asarray(low, pixels.dtype)
+
+
+def _mean(pixels: Floats) -> Floats:
+    """Give the mean of the channels, by their planes for the same reason."""
+    red, green, blue = cv2.split(pixels)
+    return np.asarray((red + green + blue) / np.float32(3), np.float32)
 
 
 def _smooth(level: Floats) -> Mask:
@@ -159,9 +169,3 @@ def _smooth(level: Floats) -> Mask:
     spread = cv2.morphologyEx(level, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     calm: Mask = spread <= max(6.0, 2.0 * float(np.percentile(spread, 25)))
     return calm
-
-
-def _saturation(pixels: Floats) -> Floats:
-    top = pixels.max(2)
-    saturation: Floats = (top - pixels.min(2)) / np.maximum(top, 1)
-    return saturation

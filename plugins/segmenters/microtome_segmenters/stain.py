@@ -51,6 +51,7 @@ class Stain:
         blue: The same.
         top: The largest of the three.
         low: The least of them.
+        chroma: The spread over them.
     """
 
     red: Floats
@@ -58,11 +59,7 @@ class Stain:
     blue: Floats
     top: Floats
     low: Floats
-
-    @property
-    def chroma(self) -> Floats:
-        """The spread over the channels."""
-        return self.top - self.low
+    chroma: Floats
 
 
 def see_through(image: Image, glass: Floats) -> Stain:
@@ -72,11 +69,13 @@ def see_through(image: Image, glass: Floats) -> Stain:
         image: (h, w, 3) uint8 RGB.
         glass: (h, w, 3) float32 in 0..255.
     """
-    ratio = cv2.divide(image.astype(np.float32), glass)
-    red, green, blue = cv2.split(np.minimum(ratio, np.float32(1.03)))
-    top = cv2.max(cv2.max(red, green), blue)
-    low = cv2.min(cv2.min(red, green), blue)
-    return Stain(*(np.asarray(plane, np.float32) for plane in (red, green, blue, top, low)))
+    red, green, blue = (
+        np.minimum(plane / lamp, np.float32(1.03))
+        for plane, lamp in zip(cv2.split(image), cv2.split(glass), strict=True)
+    )
+    top = np.asarray(cv2.max(cv2.max(red, green), blue), np.float32)
+    low = np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
+    return Stain(red, green, blue, top, low, top - low)
 
 
 def weigh(stain: Stain) -> Floats:
@@ -107,7 +106,7 @@ def doubt_flat(evidence: Floats, image: Image, stain: Stain, calm: Mask) -> Floa
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     detail = cv2.absdiff(grey, cv2.GaussianBlur(grey, (0, 0), 2))
-    texture = cv2.GaussianBlur(detail, (0, 0), 2.5)
+    texture = np.asarray(cv2.GaussianBlur(detail, (0, 0), 2.5), np.float32)
     glass = texture[calm & (stain.low > GLASS) & (stain.chroma < 0.04)][::7]
     noise = max(float(np.median(glass)), _LEAST_NOISE) if glass.size > 20 else 0.004
     lively = np.clip(texture / noise - 1.2, 0, 1.2) / 1.2

@@ -97,4 +97,5 @@ def microtome_writers() -> Iterator[WriterSpec]:
         suffix="",
         layout="directory",
         folder="images",
+        concurrent=True,
     )

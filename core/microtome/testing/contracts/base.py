@@ -15,7 +15,10 @@ from microtome.plugin.registry import Registered, Registry, configure, get_regis
 
 T = TypeVar("T")
 
-HEAVY = ("torch", "torchvision", "timm", "cucim", "openslide", "zarr", "h5py", "cv2", "tifffile")
+HEAVY = (
+    *("torch", "torchvision", "timm", "cucim", "openslide", "pyvips"),
+    *("zarr", "h5py", "cv2", "tifffile"),
+)
 """Libraries that listing plugins must not import."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -126,6 +127,18 @@ class EncoderContract(PluginContract):
         parts = [tiles[order[i : i + size]] for i in range(0, TILES, size)]
         shuffled = np.concatenate([_embed(encoder, part) for part in parts])
         assert _cosine(shuffled, embedding[order]).min() >= self.least_cosine
+
+    def test_several_threads_get_the_same(
+        self, encoder: Any, entry: Registered, tiles: NDArray[np.uint8], embedding: NDArray[Any]
+    ) -> None:
+        """Bit for bit, from an encoder whose spec says ``concurrent``."""
+        assert isinstance(entry.spec, EncoderSpec)
+        if not entry.spec.concurrent:
+            pytest.skip("it is called by one thread at a time")
+        parts = [slice(row, row + 2) for row in range(TILES - 1)] * 4
+        with ThreadPoolExecutor(4) as pool:
+            rows = pool.map(lambda part: (part, _embed(encoder, tiles[part])), parts)
+            assert all(np.array_equal(found, embedding[part]) for part, found in rows)
 
     def test_tiles_are_left_as_they_are(self, encoder: Any, tiles: NDArray[np.uint8]) -> None:
         """Other encoders see them next."""

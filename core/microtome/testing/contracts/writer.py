@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -189,14 +190,22 @@ class TileWriterContract(_AnyWriterContract):
         assert entry.spec.layout == "directory"
 
     @pytest.mark.parametrize("rows", [0, 1, 7])
-    def test_tiles_are_on_disk_after_closing(self, writer: Any, path: Path, rows: int) -> None:
-        """In the folder it is told, and nowhere else; a slide without tiles has one too."""
+    def test_tiles_are_on_disk_after_closing(
+        self, writer: Any, entry: Registered, path: Path, rows: int
+    ) -> None:
+        """In the folder it is told, and nowhere else; a slide without tiles has one too.
+
+        Tiles come from another thread, or from several at once where the spec says so.
+        """
         pixels = np.random.default_rng(0).integers(0, 256, (rows, 32, 32, 3), np.uint8)
         coords = np.zeros((rows, 5), np.int32)
         coords[:, 0], coords[:, 2:4] = np.arange(rows) * 32, 32
         sink = writer.open(path, "naïve 切片", ATTRIBUTES)
-        for start in range(0, rows, 4):
-            sink.write(coords[start : start + 4], pixels[start : start + 4])
+        assert isinstance(entry.spec, WriterSpec)
+        threads = 3 if entry.spec.concurrent else 1
+        with ThreadPoolExecutor(threads) as pool:
+            starts = range(0, rows, 2)
+            list(pool.map(lambda at: sink.write(coords[at : at + 2], pixels[at : at + 2]), starts))
         sink.close()
         assert list(path.parent.iterdir()) == [path]
         assert path.is_dir()

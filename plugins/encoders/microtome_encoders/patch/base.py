@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from microtome.errors import EncoderError
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.specs import EncoderCard, Transform
 from microtome.slide.batch import TileBatch
+from microtome.slide.clock import timed
 from microtome_encoders.options import WeightsConfig
 from microtome_encoders.patch.hub import WeightsFile
 from microtome_encoders.patch.weights import HUB, RANDOM, find_file, fit_state, read_state
@@ -23,11 +27,18 @@ from microtome_encoders.patch.weights import HUB, RANDOM, find_file, fit_state, 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+BATCH_SIZES = (32, 64, 128, 256, 512)
+"""What `TorchEncoder.largest_batch` tries: beyond these a GPU gains nothing more."""
+
+
 class TorchEncoder(ABC):
     """What encoders of torch models have in common.
 
-    Weights and input are cast to the precision (no autocast, so what is computed in which type
-    does not depend on torch's lists), the embedding comes back in float32. TF32 is off.
+    Precisions below fp32 are torch's autocast, which is how the models' cards run them: products of
+    matrices and convolutions in that precision, norms, softmax and sums of residuals in fp32, where
+    fp16 would overflow or lose small differences. Weights of products are cast once, at loading;
+    autocast would cast them in every batch, to the same bits. The embedding comes back in float32.
+    TF32 is off.
 
     Args:
         config: Where the weights are from.
@@ -35,14 +46,19 @@ class TorchEncoder(ABC):
     Attributes:
         loaded_weights: Exactly which weights `load` took, for the record beside the features:
             their source, file, hub commit and SHA-256, or the seed; empty before.
+        notes: What a user should be told of how it runs, sentences.
     """
 
     def __init__(self, config: WeightsConfig) -> None:
         self.config = config
         self.loaded_weights: Mapping[str, str] = {}
+        self.notes: list[str] = []
         self._model: nn.Module | None = None
+        self._compiled: nn.Module | None = None
         self._device = "cpu"
         self._dtype = torch.float32
+        self._most = sys.maxsize
+        self._padded_to = 0
 
     @property
     @abstractmethod
@@ -106,39 +122,160 @@ class TorchEncoder(ABC):
         self._dtype = resolve_dtype(device, precision)
         self._device = device
         model = self._with_weights().eval().requires_grad_(False)
+        _cast_products(model, self._dtype)
         # Convolutions on NHWC memory are 1.5 x faster on a CPU, and Tensor Cores want it.
         self._model = model.to(
             device=device,
-            dtype=self._dtype,
             memory_format=torch.channels_last,  # type: ignore[call-overload]
         )
+        if self.config.compile:
+            self._compiled = cast(nn.Module, torch.compile(self._model, dynamic=False))
+            compiler = f"torch.compile of torch {torch.__version__}"
+            self.loaded_weights = {**self.loaded_weights, "compiled": compiler}
 
     def encode(self, batch: TileBatch) -> EncoderOutput:
         """Encode a batch.
 
         Raises:
-            EncoderError: If the encoder is not loaded, memory is short, or the output is not
-                what the card says.
+            EncoderError: As `begin` does.
         """
-        if self._model is None:
-            raise EncoderError(f"The encoder {self.name} was asked to encode before load().")
+        return self.begin(batch)()
+
+    def begin(self, batch: TileBatch) -> Callable[[], EncoderOutput]:
+        """Begin with a batch, and give what waits for its output.
+
+        A CPU is done when this returns. A CUDA device is only told what to do: copy, normalise,
+        embed and copy back, in order, while the caller goes on; the batch's pixels must stay as
+        they are until the output is there. Where memory is short, fewer tiles are taken at once
+        from then on, and `notes` says so.
+
+        Raises:
+            EncoderError: If the encoder is not loaded, memory is short for a single tile, or the
+                output is not what the card says.
+        """
+        self._loaded()
         if not len(batch):
-            return EncoderOutput(embedding=np.empty((0, self.card.dim), np.float32))
+            nothing = np.empty((0, self.card.dim), np.float32)
+            return lambda: EncoderOutput(embedding=nothing)
         try:
             images = batch.tensor(self.card.transform or Transform(), self._device, self._dtype)
-            with torch.inference_mode(), _exact_convolutions():
-                embedding = self.forward(self._model, images).float().cpu()
         except torch.cuda.OutOfMemoryError as error:
             raise EncoderError(
-                f"{self._device} has no memory for {self.name} on {len(batch)} tiles: "
-                f"lower the encoder's batch_size."
+                f"{self._device} has no memory for the pixels of {len(batch)} tiles: lower the "
+                f"encoder's batch_size."
             ) from error
-        if tuple(embedding.shape) != (len(batch), self.card.dim):
+        parts = [_fetch(embedding) for embedding in self._embed_parts(images)]
+
+        def finish() -> EncoderOutput:
+            rows = [part() for part in parts]
+            return EncoderOutput(embedding=rows[0] if len(rows) == 1 else np.concatenate(rows))
+
+        return finish
+
+    def largest_batch(self, candidates: Sequence[int] = BATCH_SIZES) -> int:
+        """Find the largest batch that a GPU has memory for, by embedding black tiles.
+
+        Args:
+            candidates: Sizes to try, ascending.
+
+        Returns:
+            The last one that fits; the first one on a CPU, which gains nothing from a larger one.
+
+        Raises:
+            EncoderError: If the encoder is not loaded.
+        """
+        model = self._loaded()
+        if torch.device(self._device).type == "cpu":
+            return candidates[0]
+        largest = candidates[0]
+        for count in candidates:
+            if not self._fits(model, count):
+                break
+            largest = count
+        torch.cuda.empty_cache()
+        return largest
+
+    def _loaded(self) -> nn.Module:
+        if self._model is None:
+            raise EncoderError(f"The encoder {self.name} was asked to encode before load().")
+        return self._model
+
+    def _fits(self, model: nn.Module, count: int) -> bool:
+        transform = self.card.transform or Transform()
+        side = self.card.input_size or transform.crop or transform.resize or 224
+        try:
+            images = torch.zeros(count, 3, side, side, dtype=self._dtype, device=self._device)
+            with self._computing():
+                self.forward(model, images.to(memory_format=torch.channels_last))
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
+
+    def _embed_parts(self, images: Tensor) -> Iterator[Tensor]:
+        """Embed images, as many at once as memory holds: half of what did not fit."""
+        start = 0
+        while start < len(images):
+            part = images[start : start + self._most]
+            try:
+                embedding = self._embed(part)
+            except torch.cuda.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise EncoderError(
+                        f"{self._device} has no memory for {self.name}, not even on one tile: "
+                        f"give precision=fp16 or bf16 where it has fp32, or device=cpu."
+                    ) from error
+                self._most = len(part) // 2
+                self.notes = [
+                    f"{self._device} has no memory for {self.name} on {len(part)} tiles: it is "
+                    f"given {self._most} at once, which the encoder's batch_size had better say."
+                ]
+            else:
+                yield embedding
+                start += len(part)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Embed images as (n, dim) float32."""
+        count = len(images)
+        if self._compiled is not None:
+            images = self._padded(images)
+        with self._computing(), timed("encode"):
+            embedding = self._run(images)
+        if tuple(embedding.shape) != (len(images), self.card.dim):
             raise EncoderError(
-                f"The encoder {self.name} gave {tuple(embedding.shape)} for {len(batch)} tiles, "
-                f"where its card says {(len(batch), self.card.dim)}."
+                f"The encoder {self.name} gave {tuple(embedding.shape)} for {len(images)} tiles, "
+                f"where its card says {(len(images), self.card.dim)}."
             )
-        return EncoderOutput(embedding=embedding.numpy())
+        return embedding[:count].float()
+
+    def _run(self, images: Tensor) -> Tensor:
+        if self._compiled is None:
+            return self.forward(self._loaded(), images)
+        try:
+            return self.forward(self._compiled, images)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of torch's compiler, or of the one that it calls
+            why = " ".join(str(error).split())[:200]
+            raise EncoderError(
+                f"torch.compile fails for {self.name} on {self._device}, so leave compile=false. "
+                f"It says: {why}"
+            ) from error
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Repeat the first image up to a full batch: a compiled model is compiled for one size."""
+        self._padded_to = min(max(self._padded_to, len(images)), self._most)
+        missing = self._padded_to - len(images)
+        return torch.cat([images, images[:1].repeat(missing, 1, 1, 1)]) if missing else images
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        kind, mixed = torch.device(self._device).type, self._dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(kind, self._dtype if mixed else None, enabled=mixed),
+            _exact_convolutions(),
+        ):
+            yield
 
     def _with_weights(self) -> nn.Module:
         with seeded(self.config.seed):  # building draws numbers, even where weights replace them
@@ -153,6 +290,35 @@ class TorchEncoder(ABC):
                 fit_state(model, read_state(path), str(path), ignore=self.removed_layers(model))
         self.loaded_weights = self.weights_file.facts
         return model
+
+
+def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that autocast casts, where nothing else can look at them.
+
+    Subclasses may, to standardise them for one, so theirs are left to autocast.
+    """
+    for layer in model.modules():
+        if type(layer) in (nn.Linear, nn.Conv2d):
+            layer.to(dtype)
+
+
+def _fetch(embedding: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Bring an embedding to the CPU; from a CUDA device without waiting for it to be computed."""
+    if embedding.device.type != "cuda":
+        rows: NDArray[np.float32] = embedding.cpu().numpy()
+        return lambda: rows
+    host = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=True)
+    host.copy_(embedding, non_blocking=True)
+    # Waits asleep: the CPUs are the readers'.
+    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(embedding.device))
+
+    def wait() -> NDArray[np.float32]:
+        done.synchronize()
+        there: NDArray[np.float32] = host.numpy()
+        return there
+
+    return wait
 
 
 def resolve_dtype(device: str, precision: str) -> torch.dtype:

@@ -22,7 +22,9 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-_ELSEWHERE = "give weights=PATH of a downloaded file, or weights=random"
+_ELSEWHERE = (
+    "give the path of a downloaded file, encoder.NAME.weights=PATH, or encoder.NAME.weights=random"
+)
 _log = logging.getLogger(__name__)
 
 

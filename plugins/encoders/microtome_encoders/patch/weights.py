@@ -31,8 +31,8 @@ def find_file(config: WeightsConfig) -> Path | None:
     path = Path(config.weights).expanduser()
     if not path.is_file():
         raise EncoderError(
-            f"weights={config.weights} names no file. "
-            f"Give 'hub', 'random' or the path of a file ({', '.join(SUFFIXES)})."
+            f"weights={config.weights} names no file. Say encoder.NAME.weights=hub, =random or "
+            f"the path of a file ({', '.join(SUFFIXES)})."
         )
     if path.suffix.lower() not in SUFFIXES:
         raise EncoderError(

@@ -1,0 +1,84 @@
+"""What became of a run, and how it is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from microtome.run.plan import RunPlan
+from microtome.run.progress import duration
+from microtome.slide.clock import STAGES
+from microtome.store.status import SlideStatus
+
+
+@dataclass(eq=False, kw_only=True)
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        statuses: One a slide, in the order of the run.
+        notes: What the user was told on the way.
+        seconds: Wall time.
+        exit_code: 0 all done or empty, 3 failed slides, 130 / 143 interrupted.
+        record: Where the run record is, if the run has a folder.
+        profile: Seconds by stage, all threads together, if the run was to keep account.
+    """
+
+    statuses: list[SlideStatus] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    exit_code: int = 0
+    record: Path | None = None
+    profile: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of slides by state."""
+        return dict(Counter(status.state for status in self.statuses))
+
+
+def summarise(plan: RunPlan, result: RunResult) -> str:
+    """Say in a few lines what was done, with what, and where it is."""
+    config = plan.config
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
+    slides = "slide" if len(result.statuses) == 1 else "slides"
+    lines = [f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"]
+    lines.append(f"asked for: {plan.first_line}")
+    if any(status.state != "failed" for status in result.statuses):
+        lines += [f"{w.name}: {plan.layout.slide(w.spec, '<slide>')}" for w in plan.writers]
+        lines.append(f"tissue: {plan.layout.tissue_folder}")
+        if config.visualize:
+            lines.append(f"overlays: {plan.layout.visualization_folder}")
+    failed = [
+        f"failed: {status.slide_id} at {status.stage}: {status.message}"
+        for status in result.statuses
+        if status.state == "failed"
+    ]
+    lines += dict.fromkeys(failed)
+    lines += _account(result)
+    return "\n".join(lines) + "\n"
+
+
+def _account(result: RunResult) -> Iterator[str]:
+    """Say where the time went, by stage of the pass over the pixels and by stage of slides."""
+    if not result.profile:
+        return
+    seconds = rounded(result.profile)
+    total = sum(seconds.values()) or 1.0
+    yield "the pass over the pixels, seconds of all threads together:"
+    for stage, value in seconds.items():
+        yield f"  {stage:<10}{value:>9.2f} s {value / total:>5.0%}"
+    stages: Counter[str] = Counter()
+    for status in result.statuses:
+        stages.update(status.seconds)
+    shown = ", ".join(f"{stage} {value:.2f} s" for stage, value in stages.items())
+    yield f"slides, wall time: {shown}"
+
+
+def rounded(profile: Mapping[str, float]) -> dict[str, float]:
+    """Put stages in the order of the work, strangers' last, in milliseconds' precision."""
+    known = [stage for stage in STAGES if stage in profile]
+    others = sorted(set(profile) - set(STAGES))
+    return {stage: round(profile[stage], 3) for stage in (*known, *others)}
