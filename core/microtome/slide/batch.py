@@ -27,9 +27,6 @@ _T = TypeVar("_T")
 _FILTERS = ("bilinear", "bicubic", "lanczos", "nearest", "box")
 _NOTHING: Mapping[Hashable, NDArray[np.uint8]] = MappingProxyType({})
 
-_AT_ONCE = 3 << 18
-"""Values normalised at once: four tiles of 256 px in float32, which stay in a core's cache."""
-
 
 def tile_geometry(transform: Transform) -> Hashable:
     """Give what resizing and cropping depend on: transforms that share it share prepared tiles."""
@@ -282,12 +279,9 @@ def _normalise(images: torch.Tensor, transform: Transform, dtype: torch.dtype) -
     scale, shift = _row_constants(transform.mean, transform.std, width, images.device)
     if images.device.type == "cpu":
         out = _empty_cpu(rows.shape, dtype)
-        step = max(1, _AT_ONCE // max(1, height * width * 3))
-        values = torch.empty(min(step, count), *rows.shape[1:])
-        for start in range(0, count, step):
-            some = rows[start : start + step]
-            into = out[start : start + step]
-            torch.addcmul(shift, values[: len(some)].copy_(some), scale, out=into)
+        # Two calls, not one with mixed types or many on pieces that fit a core's cache: beside
+        # reading threads each call has to wait for the interpreter.
+        torch.addcmul(shift, out.copy_(rows), scale, out=out)
     else:
         out = torch.empty(rows.shape, dtype=dtype, device=images.device)
         torch.addcmul(shift, rows, scale, out=out)
