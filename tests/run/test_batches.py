@@ -10,6 +10,7 @@ import pytest
 from numbered import TILE, Numbered, grid_of
 
 from microtome.errors import SlideReadError
+from microtome.run import batches as batches_module
 from microtome.run.batches import BatchReader, fresh
 from microtome.slide.types import TileGrid
 
@@ -63,6 +64,22 @@ def test_memory_does_not_grow_with_the_slide():
         return len(made)
 
     assert allocations(400) == allocations(40) < 10
+
+
+def test_memory_is_bounded_for_any_number_of_workers(monkeypatch):
+    made = []
+    reader = Numbered(400, 8)
+    monkeypatch.setattr(batches_module, "_BYTES_AHEAD", 5 * 8 * TILE * TILE * 3)
+    batches = batches_of(
+        reader,
+        grid_of(reader),
+        batch_size=8,
+        workers=16,
+        allocate=lambda shape: made.append(shape) or fresh(shape),
+    )
+    for batch in batches.read():
+        batches.release(batch)
+    assert len(made) <= 6
 
 
 def test_a_batch_that_is_kept_is_not_written_over():

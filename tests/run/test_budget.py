@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -92,6 +94,8 @@ def test_one_cpu_is_enough_for_everybody():
 
 def test_shares_that_were_asked_for_win():
     assert budget.share_threads(8, [planned()], workers=3) == budget.Threads(3, 8)
+    assert budget.share_threads(8, [planned()], torch=5) == budget.Threads(3, 5)
+    assert budget.share_threads(2, [planned()], torch=4) == budget.Threads(1, 4)
     assert budget.share_threads(8, [], workers=5, torch=2) == budget.Threads(5, 2)
 
 
@@ -128,3 +132,22 @@ def test_torch_has_its_share_and_a_worker_one_thread():
         assert pool.submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == before
+
+
+def test_reading_leaves_torch_as_it_was_in_a_thread_that_is_new_to_it():
+    pytest.importorskip("torch")
+    code = (
+        "import torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from microtome.run import budget\n"
+        "torch.set_num_threads(3)\n"
+        "def work():\n"
+        "    with budget.keep_torch_threads():\n"
+        "        with ThreadPoolExecutor(2, initializer=budget.work_alone) as pool:\n"
+        "            assert set(pool.map(lambda _: torch.get_num_threads(), range(4))) == {1}\n"
+        "    return torch.get_num_threads()\n"
+        "with ThreadPoolExecutor(1) as fresh, ThreadPoolExecutor(1) as later:\n"
+        "    assert fresh.submit(work).result() == 3\n"
+        "    assert later.submit(torch.get_num_threads).result() == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -361,6 +361,14 @@ def test_a_view_takes_the_resolution_it_is_given():
     assert render_view(REF, reader, info, mpp=2.0, max_px=4096).image.shape == (150, 200, 3)
 
 
+@pytest.mark.parametrize(("side", "size"), [(64, 32), (96, 32), (80, 32), (50, 32)])
+def test_area_looks_at_one_tile_at_a_time(side, size):
+    tiles = np.stack([noise(side, side), 255 - noise(side, side), noise(side, side) // 2])
+    together = resample_tiles(tiles, size, "area")
+    for tile, one in zip(tiles, together, strict=True):
+        np.testing.assert_array_equal(resample_tiles(tile[np.newaxis], size, "area")[0], one)
+
+
 @pytest.mark.parametrize("box", [2, 4, 5, 8])
 @pytest.mark.parametrize("sides", [(64, 80), (61, 75), (8, 81)])
 def test_a_view_is_the_mean_of_whole_boxes_halves_up(box, sides):

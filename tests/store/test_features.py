@@ -84,6 +84,15 @@ def test_what_does_not_fit_names_the_encoder(tmp_path, array, message):
         scratch.write(np.arange(2), array)
 
 
+@pytest.mark.parametrize("rows", [[-1, 0], [3, 4]])
+def test_rows_outside_of_the_slide_are_refused(tmp_path, rows):
+    with (
+        FeatureScratch(tmp_path, 4, "float32", name="uni") as scratch,
+        pytest.raises(EncoderError, match="of a slide with 4 tiles"),
+    ):
+        scratch.write(np.array(rows), np.zeros((2, 3)))
+
+
 def test_float16_is_rounded_and_overflow_is_told(tmp_path):
     with FeatureScratch(tmp_path, 2, "float16", name="uni") as scratch:
         scratch.write(np.array([0]), np.array([[0.1, 65504.0]], np.float32))

@@ -97,10 +97,10 @@ class RunOptions:
         None, help="CPU threads of the whole run; all that the machine gives by default."
     )
     reader_threads: int | None = option(
-        None, help="How many of these read; shared out by what the encoders need by default."
+        None, help="Threads that read and write images; by what the encoders need by default."
     )
     torch_threads: int | None = option(
-        None, help="How many of these torch takes on a CPU; shared out likewise by default."
+        None, help="Threads of torch on a CPU; by what the encoders need by default."
     )
     profile: bool = option(False, help="Tell at the end where the time went.")
     device: str = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.plugin.protocols import Reader
-from microtome.run.budget import work_alone
+from microtome.run.budget import keep_torch_threads, work_alone
 from microtome.slide.blocks import block_order
 from microtome.slide.clock import timed
 from microtome.slide.imaging import Canvas, read_tiles, resample_tiles
@@ -22,12 +23,15 @@ from microtome.slide.types import TileGrid
 PART_BYTES = 16 << 20
 """Pixels that a worker reads in one go, so that the last parts of a batch end at about one time."""
 
-READ_BYTES = 4 << 20
+READ_BYTES = 8 << 20
 """Pixels that it holds before they are resampled: what stays in a core's cache is resampled in
-half the time."""
+half the time, as long as that leaves few tiles of the file to be cut in two."""
 
-_PARTS_AHEAD = 3
+_PARTS_AHEAD = 2
 """Parts a worker that are read or waiting while the taker is busy."""
+
+_BYTES_AHEAD = 512 << 20
+"""Of pixels in all batches ahead, however many workers there are; two batches there are always."""
 
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
@@ -101,27 +105,35 @@ class BatchReader:
             SlideReadError: If a tile cannot be decoded.
         """
         planned = self._plan()
-        parts = max(1, sum(len(cuts) for _, cuts in planned) // max(1, len(planned)))
-        ahead = max(2, -(-_PARTS_AHEAD * self.workers // parts))
+        ahead = self._ahead(planned)
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(
             self.workers, thread_name_prefix="microtome-reader", initializer=work_alone
         )
-        try:
-            for rows, cuts in planned:
-                batch = self._take(rows)
-                pending.append((batch, [pool.submit(self._fill, batch, at) for at in cuts]))
-                if len(pending) >= ahead:
+        with keep_torch_threads():
+            try:
+                for rows, cuts in planned:
+                    batch = self._take(rows)
+                    pending.append((batch, [pool.submit(self._fill, batch, at) for at in cuts]))
+                    if len(pending) >= ahead:
+                        yield _filled(*pending.popleft())
+                while pending:
                     yield _filled(*pending.popleft())
-            while pending:
-                yield _filled(*pending.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def release(self, batch: Batch) -> None:
         """Give a batch's memory back, to be used once nothing in ``in_use`` looks at it."""
         if len(batch) == self.batch_size:
             self._free.append(batch)
+
+    def _ahead(self, planned: list[tuple[NDArray[np.int64], list[slice]]]) -> int:
+        """Say how many batches are to be there or on their way, so that no worker waits."""
+        parts = max(1, sum(len(cuts) for _, cuts in planned) // max(1, len(planned)))
+        shapes = ((self.grid.geometry.size,) * 2 + (3,), *self.extra.values())
+        size = self.batch_size * sum(math.prod(shape) for shape in shapes)
+        wanted = -(-_PARTS_AHEAD * self.workers // parts)
+        return max(2, min(wanted, _BYTES_AHEAD // size))
 
     def _plan(self) -> list[tuple[NDArray[np.int64], list[slice]]]:
         """Cut the grid into batches, and each into the parts that are read at once."""

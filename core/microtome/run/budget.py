@@ -64,14 +64,15 @@ def share_threads(
         torch: What the user asked for, which wins.
 
     Returns:
-        A network on the CPU gets every CPU, and few workers take turns with it. Otherwise the
-        workers get all, and torch, which then has little to do, a thread.
+        A network on the CPU gets every CPU, and a few workers come on top: they are idle most of
+        the time, since what they read in a second keeps it busy for ten. Where the user says how
+        many it is to have, the workers get the rest. Without a network the workers get all, and
+        torch, which has little to do, one.
     """
-    heavy = any(_is_heavy(encoder) for encoder in encoders)
-    return Threads(
-        workers=workers or (max(1, cpus // _MODEL_SHARE) if heavy else cpus),
-        torch=torch or (cpus if heavy else 1),
-    )
+    if any(_is_heavy(encoder) for encoder in encoders):
+        rest = max(1, cpus // _MODEL_SHARE) if torch is None else max(1, cpus - torch)
+        return Threads(workers or rest, torch or cpus)
+    return Threads(workers or cpus, torch or 1)
 
 
 def _is_heavy(encoder: PlannedEncoder) -> bool:
@@ -90,24 +91,43 @@ def hold_pools(threads: Threads) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     torch = sys.modules.get("torch")
-    before = cv2.getNumThreads(), torch and torch.get_num_threads()
+    before = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    if torch is not None:
-        torch.set_num_threads(threads.torch)
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with keep_torch_threads(), threadpool_limits(1, user_api="blas"):
+            if torch is not None:
+                torch.set_num_threads(threads.torch)
             yield
     finally:
-        cv2.setNumThreads(before[0])
-        if torch is not None:
-            torch.set_num_threads(before[1])
+        cv2.setNumThreads(before)
 
 
 def work_alone() -> None:
-    """Let torch use only the calling thread in it; its other threads keep what they had."""
+    """Let torch use only the calling thread in it.
+
+    Threads that have not used torch yet get one too, until `keep_torch_threads` ends.
+    """
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@contextmanager
+def keep_torch_threads() -> Iterator[None]:
+    """Give torch the number of threads back that it had, whatever a block makes of it.
+
+    torch has one number a thread, and one for threads that are new to it. Asking for it first
+    makes the calling thread's its own, which no other then changes.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_budget(asked: int | None = None) -> int:

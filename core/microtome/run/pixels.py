@@ -8,6 +8,7 @@ shows nowhere.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,9 @@ from microtome.slide.clock import timed
 from microtome.slide.content import content_keep
 from microtome.slide.types import TileGrid
 from microtome.store.publish import FeatureScratch
+
+_MOST_AT_ONCE = 512
+"""Tiles read at once for the sake of encoders whose batch sizes do not divide each other."""
 
 _IN_FLIGHT = 1
 """Batches that a device may still be computing while the next one is given to it."""
@@ -149,7 +153,7 @@ class PixelPass:
         return BatchReader(
             reader=reader,
             grid=grid,
-            batch_size=max([self.batch_size, *(encoder.batch_size for encoder, _ in self._by_one)]),
+            batch_size=_read_size([self.batch_size, *(e.batch_size for e, _ in self._by_one)]),
             workers=self.threads.workers,
             finish=lambda batch, at: self._finish_part(batch, at, resized),
             extra={k: (*prepared_size((size, size), t), 3) for k, t in resized.items()},
@@ -159,10 +163,12 @@ class PixelPass:
     def _finish_part(self, batch: Batch, at: slice, resized: Mapping[Hashable, Transform]) -> None:
         """Do, in the worker that has read it, what a part of a batch does not need the rest for."""
         pixels, rows = batch.pixels[at], batch.rows[at]
+        places: slice | NDArray[np.intp] = at
         if self.filter.enabled:
             batch.keep[at] = keep = content_keep(pixels, self.filter)
             if not keep.all():
                 pixels, rows = pixels[keep], rows[keep]
+                places = at.start + np.flatnonzero(keep)
         if len(rows):
             coords = self._coords[rows]
             for sink in self.sinks:
@@ -171,9 +177,8 @@ class PixelPass:
             for encoding in self._by_workers:
                 for begun in _begin(*encoding, rows, TileBatch(pixels, coords)):
                     begun.land()
-        with timed("resize"):
-            for key, transform in resized.items():
-                batch.prepared[key][at] = prepare_tiles(batch.pixels[at], transform)
+        for key, transform in resized.items():
+            batch.prepared[key][places] = prepare_tiles(pixels, transform)
 
     def _encode(self, batch: Batch) -> Iterator[_Encoding]:
         """Give a batch to the encoders that want one thread to themselves."""
@@ -281,6 +286,17 @@ def iterate_tiles(
     )
     for batch in batches.read():
         yield Tiles(batch.rows, batch.pixels, batch.has_background)
+
+
+def _read_size(sizes: Sequence[int]) -> int:
+    """Choose how many tiles are read at once for encoders that want different numbers.
+
+    A multiple of all, so that each gets the batches that it would get alone: which tiles are in
+    one batch can show in the last bits of a network's features. Only where that would be a great
+    many, the largest.
+    """
+    multiple = math.lcm(*sizes)
+    return multiple if multiple <= max(_MOST_AT_ONCE, *sizes) else max(sizes)
 
 
 def _kept(batch: Batch) -> Batch:

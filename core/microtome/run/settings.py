@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 """The precisions that a model can run with."""
 
 DEFAULT_BATCH_SIZE = 32
-"""Tiles: 25 MiB in four batches of 256 px; a CPU gains nothing from more."""
+"""Tiles: 6 MiB at 256 px; a CPU gains nothing from more."""
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 

@@ -114,7 +114,7 @@ def resample_tiles(
             the same with and without torch, whose faster kernel is used where torch is loaded
             already and provably agrees. ``"area"`` is the mean over the exact area
             (OpenCV's ``INTER_AREA``).
-        out: (n, size, size, 3) uint8 to be filled; made if None.
+        out: (n, size, size, 3) uint8, contiguous, to be filled; made if None.
 
     Returns:
         (n, size, size, 3) uint8: ``out``, or ``pixels`` itself where the size fits and there is
@@ -305,9 +305,14 @@ def _torch_bilinear(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 def _area(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     import cv2
 
-    size = (out.shape[2], out.shape[1])
+    count, height, width, _ = pixels.shape
+    size = out.shape[1]
+    if not (height % size or width % size):
+        # Whole boxes, of which none lies in two tiles: one picture of all tiles gives the same.
+        pixels = pixels.reshape(1, count * height, width, 3)
+        out = out.reshape(1, count * size, size, 3)
     for tile, row in zip(pixels, out, strict=True):
-        cv2.resize(tile, size, dst=row, interpolation=cv2.INTER_AREA)
+        cv2.resize(tile, (size, row.shape[0]), dst=row, interpolation=cv2.INTER_AREA)
 
 
 _RECIPES = {"pil-bilinear": _pil_bilinear, "area": _area}

@@ -161,6 +161,11 @@ class FeatureScratch:
             )
         if len(rows) != len(array):
             raise EncoderError(f"{self.name!r} gave {len(array)} rows for {len(rows)} tiles.")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
+            raise EncoderError(
+                f"{self.name!r} gave rows {rows.min()} to {rows.max()} of a slide with "
+                f"{self.rows} tiles."
+            )
 
     def _explain_non_finite(self, array: _Floats) -> str:
         if not np.isfinite(array).all():
