@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,9 @@ class StoredSource:
 class FeatureScratch:
     """Keeps one encoder's features on disk until the slide is whole.
 
-    Rows arrive in any order, by plan index; those of tiles that a filter drops never arrive.
-    The file has no name, so that it vanishes with the process, however that ends.
+    Rows arrive in any order, by plan index; those of tiles that a filter drops never arrive. They
+    lie in the file as they arrived, so that a batch is one write. The file has no name, so that it
+    vanishes with the process, however that ends.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class FeatureScratch:
         """
         self.name, self.rows, self.dim = name, rows, dim
         self.dtype = np.dtype(dtype)
-        self._written = np.zeros(rows, bool)
+        self._place = np.full(rows, -1, np.int64)  # in the file, by plan index
+        self._used = 0
+        self._lock = threading.Lock()
         self._path = folder
         with wrap_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,11 +104,11 @@ class FeatureScratch:
             raise EncoderError(self._explain_non_finite(array))
         if not stored.size:
             return
+        with self._lock:
+            first, self._used = self._used, self._used + len(stored)
         with wrap_errors(self._path):
-            for start, stop in _runs(rows):
-                part = stored[start:stop].data.cast("B")
-                self._write_at(part, int(rows[start]) * self._row_bytes)
-        self._written[rows] = True
+            self._write_at(stored.data.cast("B"), first * self._row_bytes)
+        self._place[rows] = np.arange(first, first + len(stored))
 
     def source(self, keep: NDArray[np.int64] | None = None) -> FeatureSource:
         """Give the features for the store.
@@ -116,7 +120,7 @@ class FeatureScratch:
             StoreError: If one of them was never written.
         """
         wanted = np.arange(self.rows) if keep is None else np.asarray(keep, np.int64)
-        missing = wanted[~self._written[wanted]]
+        missing = wanted[self._place[wanted] < 0]
         if missing.size:
             raise StoreError(
                 f"{missing.size} of {wanted.size} rows of {self.name!r} were never computed, the "
@@ -139,9 +143,10 @@ class FeatureScratch:
         out = np.empty((indices.size, self.dim or 0), self.dtype)
         if not out.size:
             return out
-        for start, stop in _runs(indices):
-            view = out[start:stop].data.cast("B")
-            self._read_at(view, int(indices[start]) * self._row_bytes)
+        places = self._place[indices]
+        starts = np.flatnonzero(np.diff(places, prepend=places[0] - 2) != 1).tolist()
+        for start, stop in zip(starts, [*starts[1:], indices.size], strict=True):
+            self._read_at(out[start:stop].data.cast("B"), int(places[start]) * self._row_bytes)
         return out
 
     @property
@@ -186,12 +191,6 @@ class FeatureScratch:
             if not read:
                 raise StoreError(f"The scratch file of {self.name!r} in {self._path} is cut short.")
             out, offset = out[read:], offset + read
-
-
-def _runs(indices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Find where indices count up by one: (start, stop) of each such run."""
-    starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1).tolist()
-    return zip(starts, [*starts[1:], indices.size], strict=True)
 
 
 class _ScratchSource:
