@@ -30,6 +30,7 @@ class Recipe:
         bigtiff: Whether it is a BigTIFF.
         byteorder: ``"<"`` or ``">"``.
         quality: Of JPEG.
+        padding: Written behind each stream, as part of its tile.
     """
 
     size: tuple[int, int] = (700, 500)
@@ -42,6 +43,7 @@ class Recipe:
     bigtiff: bool = False
     byteorder: str = "<"
     quality: int = 80
+    padding: bytes = b""
 
     @property
     def all_sizes(self) -> list[tuple[int, int]]:
@@ -117,7 +119,7 @@ def _write_level(
         "metadata": None,
         "description": description,
     }
-    tiff.write(iter(streams), **(options | tags))
+    tiff.write((stream + recipe.padding for stream in streams), **(options | tags))
 
 
 def _split(stream: bytes) -> tuple[bytes, bytes]:

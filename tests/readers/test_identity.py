@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from readers.jpegslides import Recipe, write
 
-READERS = ["tiff", *(["cucim"] if find_spec("cucim") else [])]
+OTHERS = {"cucim": "cucim", "vips": "pyvips"}
+READERS = ["tiff", *(name for name, module in OTHERS.items() if find_spec(module))]
 
 BETWEEN = 3
 """Grey levels that a reader may be off between pixels, where OpenSlide interpolates."""
@@ -69,6 +70,13 @@ def test_the_page_is_believed_where_streams_say_otherwise(tmp_path, bench_identi
     recipe = Recipe(ycbcr=says == "rgb")
     path = write(tmp_path / "a.svs", recipe, compressionargs={"outcolorspace": says})
     check(bench_identity.compare, path, "tiff", classes=WHOLE)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("padding", [b"\0" * 40, b"\xff" * 4, b" "])
+def test_tiles_that_are_padded_have_them_too(tmp_path, bench_identity, reader, padding):
+    path = write(tmp_path / "a.svs", Recipe(padding=padding))
+    check(bench_identity.compare, path, reader, classes=WHOLE)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from readers import tiffs
 
-from microtome_readers.jpegstream import JpegChecker, check_jpeg
+from microtome_readers.jpegstream import JpegChecker, parse_jpeg
 
 
 def stream(**options) -> bytes:
@@ -28,17 +28,32 @@ def without(data: bytes, marker: int) -> bytes:
     "options", [{}, {"progressive": True}, {"optimize": True}, {"subsampling": 0}, {"quality": 3}]
 )
 def test_a_whole_stream_passes_and_tells_its_frame(options):
-    assert check_jpeg(stream(**options)) == (64, 48, 3)
+    assert parse_jpeg(stream(**options)).frame == (64, 48, 3)
 
 
-def test_padding_behind_the_end_is_fine():
-    assert check_jpeg(stream() + b"\0" * 3) == (64, 48, 3)
+@pytest.mark.parametrize("padding", [b"\0" * 3, b"\0" * 40, b"\xff" * 4, b" ", b"\1" * 9000])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_padding_behind_the_end_is_fine(padding, progressive):
+    data = stream(progressive=progressive)
+    assert parse_jpeg(data + padding).frame == (64, 48, 3)
+    checker = JpegChecker(None)
+    checker.check(data)
+    assert checker.check(data + padding).frame == (64, 48, 3)
+    for cut in (data[:-2], data[: -len(data) // 4]):
+        with pytest.raises(ValueError, match="truncated"):
+            checker.check(cut + padding)
+
+
+def test_another_streams_end_is_not_its_own():
+    data = stream()
+    with pytest.raises(ValueError, match="truncated"):
+        parse_jpeg(data[:-2] + data + b" ")
 
 
 def test_tables_may_be_kept_apart(tmp_path):
     pixels = tiffs.colours(64, 64)
     path = tiffs.write(tmp_path / "a.tif", pixels, tile=(64, 64), compression="jpeg")
-    assert check_jpeg(tiffs.segment(path, 0)) == (64, 64, 3)
+    assert parse_jpeg(tiffs.segment(path, 0)).frame == (64, 64, 3)
     data = stream()
     tables = b"\xff\xd8"
     for marker in (0xDB, 0xC4):
@@ -47,17 +62,18 @@ def test_tables_may_be_kept_apart(tmp_path):
             at = data.index(bytes([0xFF, marker]))
             tables += data[at : at + len(data) - len(rest)]
             data = rest
-    assert check_jpeg(data, tables + b"\xff\xd9") == (64, 48, 3)
+    assert parse_jpeg(data, tables + b"\xff\xd9").frame == (64, 48, 3)
     with pytest.raises(ValueError, match="Huffman"):
-        check_jpeg(data)
+        parse_jpeg(data)
 
 
 WHOLE = stream()
 DAMAGE = {
     "no end": (WHOLE[:-2], "truncated"),
-    "half": (WHOLE[: len(WHOLE) // 2], "truncated"),
+    "half a scan": (WHOLE[: (len(WHOLE) + WHOLE.index(b"\xff\xda")) // 2], "truncated"),
+    "half a header": (WHOLE[: WHOLE.index(b"\xff\xc4") + 9], "bogus length"),
     "no beginning": (WHOLE[2:], "does not begin"),
-    "empty": (b"", "no end"),
+    "empty": (b"", "does not begin"),
     "no frame": (without(WHOLE, 0xC0), "before its frame"),
     "no Huffman table": (without(WHOLE, 0xC4), "Huffman table"),
     "no scan": (WHOLE[: WHOLE.index(b"\xff\xda")] + b"\xff\xd9", "no scan"),
@@ -80,13 +96,13 @@ DAMAGE = {
 def test_a_damaged_stream_is_told(name):
     data, reason = DAMAGE[name]
     with pytest.raises(ValueError, match=reason):
-        check_jpeg(data)
+        parse_jpeg(data)
 
 
 def test_any_cut_is_told():
     for end in np.linspace(0, len(WHOLE) - 1, 60).astype(int):
         with pytest.raises(ValueError, match="JPEG"):
-            check_jpeg(WHOLE[:end])
+            parse_jpeg(WHOLE[:end])
 
 
 def test_a_header_that_is_known_is_not_parsed_again(monkeypatch):

@@ -10,6 +10,7 @@ import tifffile
 from readers import tiffs
 from readers.jpegslides import APERIO, Recipe, picture, tiles, write
 
+from microtome.errors import SlideOpenError
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef
 from microtome_readers.layouts import find_known
@@ -48,6 +49,8 @@ def test_auto_takes_the_tiff_reader_and_nothing_else_changes(tmp_path, kind):
     with opened(path) as slide, opened(path, "openslide") as reference:
         assert slide.info.reader == "tiff"
         assert "vouches" in slide.why
+        assert ("between whole pixels" in slide.why) == ("fractional" in kind)
+        assert slide.info.exact == ("fractional" not in kind)
         assert slide.info.levels == reference.info.levels
         assert slide.info.resolution == reference.info.resolution
         assert slide.info.background == reference.info.background
@@ -204,3 +207,55 @@ def test_what_is_no_tiff_is_not_vouched_for(tmp_path, data):
     (tmp_path / "a.tif").write_bytes(data)
     assert TiffReader.vouch(tmp_path / "a.tif") == ""
     assert TiffReader.vouch(tmp_path / "none.tif") == ""
+
+
+def entries(data):
+    """Give where the entries of the first directory of a classic little-endian TIFF are."""
+    first = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[first : first + 2], "little")
+    return range(first + 2, first + 2 + 12 * count, 12)
+
+
+ODD_VALUES = {"small": (1, 3), "pair": (2, 8), "infinite": (1, 0x7F800000), "none": (0, 0)}
+
+
+@pytest.mark.parametrize("odd", ODD_VALUES)
+def test_tags_of_any_type_are_refused_or_mean_what_openslide_takes_them_for(tmp_path, odd):
+    options = {"software": "x", "resolution": (20000.0, 20000.0)}
+    data = write(tmp_path / "a.tif", Recipe(aperio=False, size=(300, 260)), **options).read_bytes()
+    path = tmp_path / "b.tif"
+    same = 0
+    for at in entries(data):
+        for kind in range(20):
+            changed = bytearray(data)
+            struct.pack_into("<HII", changed, at + 2, kind, *ODD_VALUES[odd])
+            path.write_bytes(changed)
+            same += bool(TiffReader.vouch(path)) and same_as_openslide(path)
+    assert same
+
+
+def same_as_openslide(path):
+    """Compare what the reader vouches for, where OpenSlide opens it at all."""
+    ref = SlideRef(path=path, slide_id="a", mpp=0.5)  # whatever becomes of the file's own
+    try:
+        reference = open_slide(ref, reader="openslide")
+    except SlideOpenError:
+        return False
+    with reference, open_slide(ref, reader="tiff") as slide:
+        assert slide.info.levels == reference.info.levels
+        ours, theirs = (s.info.properties.get("openslide.mpp-x") for s in (slide, reference))
+        assert ours == theirs or number(ours) == pytest.approx(number(theirs))
+        ours, theirs = (tiffs.read(s.reader, 200, 200, 60, 50) for s in (slide, reference))
+        assert np.array_equal(ours, theirs[..., :3])
+    return True
+
+
+def test_a_repeated_tag_is_refused(tmp_path):
+    """libtiff takes the first one, others the last."""
+    path = write(tmp_path / "a.tif", PLAIN, software="x")
+    data = bytearray(path.read_bytes())
+    at = next(at for at in entries(data) if data[at : at + 2] == struct.pack("<H", 305))
+    struct.pack_into("<HHIHH", data, at, 262, 3, 1, 2, 0)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="repeated"):
+        find_known(path)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 from readers import tiffs
+from readers.jpegslides import picture
 
 from microtome.errors import SlideOpenError, SlideReadError
+from microtome.slide.opening import open_slide
+from microtome.slide.types import SlideRef
 from microtome_readers import TiffConfig
 from microtome_readers.tiff_reader import TiffReader
 
@@ -31,6 +34,8 @@ LAYOUTS = {
     "lzw": {"compression": "lzw", "rowsperstrip": 8},
     "lzw, predictor": {"compression": "lzw", "predictor": True, "tile": (32, 32)},
     "deflate": {"compression": "zlib", "tile": (32, 32)},
+    "zstd": {"compression": "zstd", "tile": (32, 32)},
+    "zstd, predictor": {"compression": "zstd", "predictor": True, "rowsperstrip": 8},
     "packbits": {"compression": "packbits", "rowsperstrip": 9},
     "big tiff": {"bigtiff": True, "tile": (32, 32)},
     "big endian": {"byteorder": ">", "rowsperstrip": 4},
@@ -151,6 +156,52 @@ def test_sub_ifds_are_levels_where_there_are_no_others(tmp_path):
     slide = reader(tmp_path / "a.tif")
     assert [level.width for level in slide.info.levels] == [130, 65]
     assert np.array_equal(tiffs.whole(slide, 1), RGB[::2, ::2])
+
+
+PHILIPS = """<?xml version="1.0" encoding="UTF-8" ?>
+<DataObject ObjectType="DPUfsImport"><Attribute Name="PIM_DP_SCANNED_IMAGES"><Array>
+<DataObject ObjectType="DPScannedImage"><Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>
+<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{levels}</Array></Attribute>
+</DataObject></Array></Attribute></DataObject>"""
+
+PHILIPS_LEVEL = """<DataObject ObjectType="PixelDataRepresentation">
+<Attribute Name="DICOM_PIXEL_SPACING">&quot;{mm}&quot; &quot;{mm}&quot;</Attribute>
+<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_NUMBER">{index}</Attribute></DataObject>"""
+
+
+def philips(path):
+    """Write a slide whose levels are padded to whole tiles, as its scanners do."""
+    levels = [PHILIPS_LEVEL.format(mm=0.00025 * 2**index, index=index) for index in range(3)]
+    descriptions = [PHILIPS.format(levels="".join(levels)), "level=1", "level=2"]
+    pixels = picture(1024, 768)
+    with tifffile.TiffWriter(path) as tiff:
+        for index, description in enumerate(descriptions):
+            level = pixels[:: 2**index, :: 2**index]
+            high, wide = level.shape[:2]
+            tiff.write(
+                np.pad(level, ((0, -high % 256), (0, -wide % 256), (0, 0)), constant_values=255),
+                photometric="rgb",
+                tile=(256, 256),
+                compression="jpeg",
+                metadata=None,
+                description=description,
+                software="Philips DP v1.0",
+                subfiletype=min(index, 1),
+            )
+    return path
+
+
+def test_a_philips_slide_is_left_to_openslide_and_read_where_asked(tmp_path):
+    """Padded to 512 × 512 and 256 × 256, its levels have lost the proportions of the first."""
+    ref = SlideRef(path=philips(tmp_path / "a.tiff"), slide_id="a")
+    with open_slide(ref) as theirs, open_slide(ref, reader="tiff") as ours:
+        assert theirs.info.reader == "openslide"
+        assert theirs.info.vendor == "philips"
+        assert [(level.width, level.height) for level in theirs.info.levels] == [
+            *((1024, 768), (512, 384), (256, 192))
+        ]
+        assert ours.info.levels == (theirs.info.levels[0],)
+        assert np.array_equal(tiffs.whole(ours.reader), tiffs.whole(theirs.reader)[..., :3])
 
 
 def test_levels_name_their_tiles(tmp_path):

@@ -43,7 +43,7 @@ def test_what_is_not_there_has_its_default(tmp_path):
     (directory,) = read_directories(path)
     assert directory.number(tags.TILE_WIDTH, 7) == 7
     assert directory.text(tags.ARTIST) == ""
-    assert directory.rational(tags.COMPRESSION) == 0
+    assert directory.rational(tags.TILE_WIDTH) == 0
     assert not directory.numbers(tags.TILE_OFFSETS).size
 
 
@@ -61,7 +61,11 @@ DAMAGE = {
     "a value beyond the file": (classic((270, 2, 99, 5000)), "truncated"),
     "a count beyond reason": (classic((324, 4, 2**32 - 1, 8)), "truncated"),
     "an unknown type": (classic((256, 99, 1, 5)), "unknown type 99"),
+    "an unknown type of a tag that is not read": (classic((65000, 14, 1, 5)), "unknown type 14"),
+    "a directory for a value": (classic((256, 13, 1, 5)), "points to a directory"),
     "half a directory": (classic((256, 3, 1, 5))[:-5], "truncated"),
+    "a repeated tag": (classic((262, 3, 1, 6), (262, 3, 1, 2)), "repeated"),
+    "tags out of order": (classic((257, 3, 1, 5), (256, 3, 1, 5)), "out of order"),
     "another version": (b"II\x07\0\x08\0\0\0", "no TIFF"),
     "another file": (b"\x89PNG\r\n\x1a\n", "no TIFF"),
 }
@@ -73,3 +77,29 @@ def test_damage_is_told(tmp_path, kind):
     (tmp_path / "a.tif").write_bytes(data)
     with pytest.raises(ValueError, match=reason):
         read_directories(tmp_path / "a.tif")
+
+
+INF, MINUS = 0x7F800000, 2**32 - 1
+
+ODD = {
+    "a rational": (tags.SAMPLES, 5, 1, 8),
+    "infinity": (tags.SAMPLES, 11, 1, INF),
+    "text": (tags.SAMPLES, 2, 2, ord("3")),
+    "signed": (tags.SAMPLES, 9, 1, MINUS),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_unsigned_number_is_not_taken_for_one(tmp_path, kind):
+    (tmp_path / "a.tif").write_bytes(classic(ODD[kind]))
+    (directory,) = read_directories(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="its tag 277 "):
+        directory.number(tags.SAMPLES)
+
+
+def test_numbers_are_no_text_and_no_rational(tmp_path):
+    (tmp_path / "a.tif").write_bytes(classic((tags.ARTIST, 3, 1, 5)))
+    (directory,) = read_directories(tmp_path / "a.tif")
+    for read in (directory.text, directory.rational):
+        with pytest.raises(ValueError, match="its tag 315 "):
+            read(tags.ARTIST)

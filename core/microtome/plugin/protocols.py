@@ -26,9 +26,9 @@ class Reader(Protocol):
 
     ``__init__(path, config)`` raises `SlideOpenError` for a file it cannot open. Two static methods
     are optional: ``probe(path) -> bool`` tells from the first bytes whether the reader knows a file
-    of any name; ``vouch(path) -> str`` says why it gives exactly the pixels that the other readers
-    give of this very file, only faster, or nothing where that is not certain: ``reader=auto``
-    prefers a reader that does.
+    of any name; ``vouch(path) -> str`` says why it gives, at every whole pixel, exactly what the
+    other readers give of this very file, only faster, or nothing where that is not certain:
+    ``reader=auto`` prefers a reader that does. Between pixels ``info.exact`` speaks.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Slide readers: OpenSlide, cuCIM, TIFF through tifffile, and plain images through Pillow."""
+"""Slide readers: OpenSlide, cuCIM, libvips, TIFF by itself, and plain images through Pillow."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def microtome_readers() -> Iterator[ReaderSpec]:
     yield ReaderSpec(
         name="tiff",
         target="microtome_readers.tiff_reader:TiffReader",
-        summary="Flat and tiled TIFF through tifffile, what OpenSlide refuses too",
+        summary="TIFF: plain JPEG pyramids directly, the others through tifffile",
         config=TiffConfig,
         requires=("tifffile", "imagecodecs", "cv2"),
         install="pip install tifffile imagecodecs opencv-python-headless",
@@ -75,7 +75,7 @@ def microtome_readers() -> Iterator[ReaderSpec]:
     yield ReaderSpec(
         name="cucim",
         target="microtome_readers.cucim_reader:CucimReader",
-        summary="Tiled JPEG and JPEG 2000 TIFF through cuCIM, the fastest on those",
+        summary="Tiled JPEG and JPEG 2000 TIFF through cuCIM",
         config=CucimConfig,
         requires=("cucim", "tifffile", "imagecodecs", "cv2"),
         install="pip install 'microtome[cucim]'",

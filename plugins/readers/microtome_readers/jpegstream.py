@@ -6,6 +6,7 @@ they do not tell. Damage inside the entropy-coded data cannot be seen this way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ _APPLICATION = range(0xE0, 0xF0)
 """JFIF's, Adobe's, Exif's markers and colour profiles: what a decoder may take its colours from."""
 
 _PADDING = 16
-"""Zero bytes that writers may leave behind the end of a stream."""
+"""Zero bytes behind the end of a stream that are looked through without a search."""
 
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""What ends entropy-coded data, in which FF is followed by 00 or is a restart."""
 
 _KNOWN = 8
 """Headers that are remembered: scanners use one for all tiles of a level, or one for each."""
@@ -64,7 +67,7 @@ class JpegChecker:
         """Check a stream, as `parse_jpeg` does, and its frame."""
         for header in self._known:
             if data.startswith(header.data):
-                _check_end(data)
+                _check_end(data, len(header.data))
                 return header
         header = parse_jpeg(data, self._tables)
         if self._frame not in (None, header.frame):
@@ -73,11 +76,6 @@ class JpegChecker:
         if len(self._known) < _KNOWN:
             self._known = (*self._known, header)
         return header
-
-
-def check_jpeg(data: bytes, tables: bytes | None = None) -> tuple[int, int, int]:
-    """Check a stream, as `parse_jpeg` does, and give (width, height, components)."""
-    return parse_jpeg(data, tables).frame
 
 
 def parse_jpeg(data: bytes, tables: bytes | None = None) -> JpegHeader:
@@ -93,7 +91,6 @@ def parse_jpeg(data: bytes, tables: bytes | None = None) -> JpegHeader:
     Raises:
         ValueError: If the stream is not whole; says where.
     """
-    _check_end(data)
     defined = set(_tables(tables)) if tables else set()
     frame: tuple[int, int, int] | None = None
     kind = 0
@@ -105,15 +102,25 @@ def parse_jpeg(data: bytes, tables: bytes | None = None) -> JpegHeader:
                 raise ValueError("its JPEG stream has a scan before its frame")
             if kind != _PROGRESSIVE:  # whose scans use one table each
                 _check_scan(body, defined)
+            _check_end(data, end)
             return JpegHeader(*frame, data[:end])
         else:
             defined.update(_definitions(marker, body))
     raise ValueError("its JPEG stream has no scan")
 
 
-def _check_end(data: bytes) -> None:
-    if not data[-_PADDING - 2 :].rstrip(b"\0").endswith(_EOI):
-        raise ValueError("its JPEG stream has no end: it is truncated")
+def _check_end(data: bytes, scan: int) -> None:
+    """Look for a stream's end, whatever follows it: decoders stop there."""
+    if data[-_PADDING - 2 :].rstrip(b"\0").endswith(_EOI):
+        return
+    # Not the bytes FF D9 anywhere: a next stream's end behind a cut one is not this one's.
+    while match := _MARKER.search(data, scan):
+        if match[0].endswith(_EOI):
+            return
+        if match[0].endswith(_SOI):
+            break
+        scan = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
+    raise ValueError("its JPEG stream has no end: it is truncated")
 
 
 def _tables(data: bytes) -> Iterator[tuple[int, int]]:

@@ -84,7 +84,6 @@ class JpegTiles:
         return _opaque(self._pixels(data, header.data, None))
 
     def _pixels(self, data: bytes, header: bytes, out: Pixels | None) -> Pixels:
-        del header
         pixels: Pixels = jpeg8_decode(
             data,
             tables=self._table.tables,

@@ -200,7 +200,7 @@ def _table(level: Directory, file: int) -> TileTable:
         tile=level.tile,
         offsets=level.numbers(tags.TILE_OFFSETS),
         counts=level.numbers(tags.TILE_COUNTS),
-        tables=level.values.get(tags.JPEG_TABLES),
+        tables=level.data(tags.JPEG_TABLES) or None,
         ycbcr=level.number(tags.PHOTOMETRIC) == _YCBCR,
     )
     if (table.offsets + table.counts).max() > os.fstat(file).st_size:

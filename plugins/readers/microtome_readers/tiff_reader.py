@@ -1,4 +1,4 @@
-"""Reads flat and tiled TIFF: plain JPEG pyramids directly, the others with tifffile's help."""
+"""Reads TIFF: plain JPEG pyramids directly, the others through tifffile."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TiffReader:
             vendor=contents.vendor,
             properties=contents.properties,
             # Between pixels OpenSlide and its stand-ins interpolate, each with its own rounding.
-            exact=not halves and all(level.downsample.is_integer() for level, _ in pairs),
+            exact=not halves and _are_whole(contents.levels),
         )
         self._cache = SegmentCache(config.cache_mb << 20)
         self._walks = [
@@ -90,10 +90,14 @@ class TiffReader:
     def vouch(path: Path) -> str:
         """Say why the pixels of a file are OpenSlide's, decoded faster; nothing in any doubt."""
         try:
-            layout = find_known(path).layout
+            known = find_known(path)
         except (OSError, ValueError):
             return ""
-        return f"{layout} of plain JPEG tiles, decoded directly to the pixels that OpenSlide gives"
+        between = "" if _are_whole(known.levels) else ", but between whole pixels rounded otherwise"
+        return (
+            f"{known.layout} of plain JPEG tiles, decoded directly to the pixels that OpenSlide "
+            f"gives{between}"
+        )
 
     @property
     def info(self) -> SlideInfo:
@@ -148,6 +152,11 @@ def _open(path: Path) -> Contents:
         from microtome_readers.tiffpages import read_contents
 
         return read_contents(path)
+
+
+def _are_whole(levels: Sequence[Level]) -> bool:
+    """Whether every pixel of every level starts at a whole level-0 pixel."""
+    return all(level.downsample.is_integer() for level in levels)
 
 
 def _halves(pairs: Sequence[tuple[Level, Source]]) -> Iterator[tuple[Level, Source]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +32,17 @@ _READ = {
 
 _TYPES = {
     **{1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "2u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4"},
-    **{10: "2i4", 11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"},
+    **{10: "2i4", 11: "f4", 12: "f8", 16: "u8", 17: "i8"},
 }
 """numpy's names of TIFF's types; a rational is two numbers."""
+
+_OPAQUE = (2, 7)
+"""The types of text and of bytes that are no numbers."""
+
+_KINDS = {*_TYPES, 13, 18}
+"""All types: those of values, and directories."""
+
+_NONE, _NO_RATIONAL = np.zeros(0, np.uint8), np.zeros((0, 2), np.uint8)
 
 _LIMIT = 1024
 """Directories of a file at most: a slide has a dozen."""
@@ -45,33 +54,60 @@ class Directory:
 
     Attributes:
         tags: The codes of all its tags.
-        values: Of those that are read: bytes where an item is one byte, (n,) or for rationals
-            (n, 2) numbers otherwise.
+        values: Of those that are read: bytes of text and opaque data, (n,) or for rationals (n, 2)
+            numbers otherwise.
     """
 
     tags: frozenset[int]
     values: dict[int, Any]
 
     def number(self, tag: int, default: int = 0) -> int:
-        """Give a tag's first number."""
-        value = self.values.get(tag)
-        return default if value is None or not len(value) else int(value[0])
+        """Give a tag's first number, as `numbers` does."""
+        numbers = self.numbers(tag)
+        return int(numbers[0]) if len(numbers) else default
 
     def numbers(self, tag: int) -> NDArray[np.int64]:
-        """Give all of a tag's numbers."""
-        return np.asarray(self.values.get(tag, ()), np.int64)
+        """Give all of a tag's numbers, none where it is not there.
+
+        Raises:
+            ValueError: If they are signed or not whole, or above what 63 bits hold.
+        """
+        value = self.values.get(tag, _NONE)
+        if isinstance(value, bytes) or value.ndim != 1 or value.dtype.kind != "u":
+            raise ValueError(f"its tag {tag} does not hold unsigned numbers")
+        numbers: NDArray[np.int64] = value.astype(np.int64)
+        if (numbers < 0).any():
+            raise ValueError(f"its tag {tag} holds numbers beyond reason")
+        return numbers
+
+    def data(self, tag: int) -> bytes:
+        """Give a tag's bytes, none where it is not there.
+
+        Raises:
+            ValueError: If it holds larger items.
+        """
+        value = self.values.get(tag, b"")
+        if isinstance(value, bytes):
+            return value
+        if value.dtype.itemsize != 1:
+            raise ValueError(f"its tag {tag} does not hold bytes")
+        return bytes(value.tobytes())
 
     def text(self, tag: int) -> str:
-        """Give a tag's text, empty where it is not there."""
-        value = self.values.get(tag, b"")
-        return value.split(b"\0")[0].decode("utf-8", "replace") if isinstance(value, bytes) else ""
+        """Give a tag's text, as `data` does."""
+        return self.data(tag).split(b"\0")[0].decode("utf-8", "replace")
 
     def rational(self, tag: int) -> float:
-        """Give a tag's first rational, 0 where it is none."""
-        value = self.values.get(tag)
-        if value is None or np.ndim(value) != 2 or not len(value) or not value[0][1]:
-            return 0.0
-        return float(value[0][0]) / float(value[0][1])
+        """Give a tag's first unsigned rational, 0 where it is not there or divided by 0.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        value = self.values.get(tag, _NO_RATIONAL)
+        if isinstance(value, bytes) or value.ndim != 2 or value.dtype.kind != "u":
+            raise ValueError(f"its tag {tag} does not hold rationals")
+        numerator, denominator = value[0].tolist() if len(value) else (0, 0)
+        return float(numerator / denominator) if denominator else 0.0
 
     @property
     def is_tiled(self) -> bool:
@@ -130,6 +166,11 @@ class _Chain:
         body = self._bytes(offset + head, size + self._word)
         entries = [body[at : at + entry] for at in range(0, size, entry)]
         tags = [self._integer(data[:2]) for data in entries]
+        if any(tag >= after for tag, after in pairwise(tags)):
+            # Libraries do not agree on which one of two counts.
+            raise ValueError("its tags are repeated or out of order")
+        for kind in {self._integer(data[2:4]) for data in entries} - _KINDS:
+            raise ValueError(f"it has a tag of the unknown type {kind}")
         pairs = zip(tags, entries, strict=True)
         values = {tag: self._value(data[2:]) for tag, data in pairs if tag in _READ}
         return Directory(frozenset(tags), values), self._integer(body[size:])
@@ -138,13 +179,13 @@ class _Chain:
         """Read a tag's value out of its entry, or from where that points to."""
         word, kind = self._word, self._integer(entry[:2])
         if kind not in _TYPES:
-            raise ValueError(f"it has a tag of the unknown type {kind}")
+            raise ValueError("it has a tag that points to a directory where it should hold a value")
         dtype = np.dtype(_TYPES[kind]).newbyteorder(self._order)
         size = self._integer(entry[2 : 2 + word]) * dtype.itemsize
         data = entry[2 + word :][:size]
         if size > word:
             data = self._bytes(self._integer(entry[2 + word :]), size)
-        return data if dtype.itemsize == 1 else np.frombuffer(data, dtype)
+        return data if kind in _OPAQUE else np.frombuffer(data, dtype)
 
     def _integer(self, data: bytes) -> int:
         return int.from_bytes(data, self._order)
