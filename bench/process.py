@@ -90,10 +90,8 @@ def run_process(
         try:
             code = process.wait()
             wall = time.perf_counter() - began
-        except BaseException:
-            process.kill()
-            raise
         finally:
+            process.kill()  # does nothing to one that has ended
             watch.stop()
         output.seek(0)
         text = output.read()

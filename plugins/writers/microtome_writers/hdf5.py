@@ -150,13 +150,14 @@ def _open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
     more, is emptied first: then there is room to close it.
     """
     file = h5py.File(path, mode, locking=False, rdcc_nbytes=0)
+    whole = False
     try:
         yield file
         file.flush()
-    except BaseException:
-        os.truncate(path, 0)
-        raise
+        whole = True
     finally:
+        if not whole:
+            os.truncate(path, 0)
         file.close()
 
 
