@@ -102,10 +102,12 @@ def resnet50(session: Session) -> Iterator[Result]:
     model = {"resnet50": {"weights": "random", "device": "cpu", "batch_size": _BATCH}}
     slide = session.slide("S")
     spec = get_registry().find("encoder", "resnet50").spec
+    size = {"batch": _BATCH, "size": _input_size(spec), "batches": 4}
     base = Measure(
-        name="ResNet-50 alone, random tensors",
-        step="resnet50",
-        arguments={"batch": _BATCH, "size": _input_size(spec), "batches": 4},
+        name="ResNet-50 alone, random tensors", step="resnet50", arguments={**size, "held": True}
+    )
+    usual = Measure(
+        name="  with torch's usual memory", step="resnet50", arguments={**size, "held": False}
     )
     run = Measure(
         name="  run, ResNet-50 on S, {reader}",
@@ -113,7 +115,7 @@ def resnet50(session: Session) -> Iterator[Result]:
         arguments=_arguments(slide, model, {**GRID, "step": GRID["size"] // 2}),
         bar=Bar(0.95),
     )
-    yield from against(session, "resnet50", base, [run])
+    yield from against(session, "resnet50", base, [usual, run])
 
 
 def _input_size(spec: PluginSpec) -> int | None:

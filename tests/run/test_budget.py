@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from microtome.plugin import EncoderCard, EncoderSpec
@@ -151,3 +153,21 @@ def test_reading_leaves_torch_as_it_was_in_a_thread_that_is_new_to_it():
         "    assert later.submit(torch.get_num_threads).result() == 3\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_memory_that_a_network_frees_is_not_asked_for_again():
+    """Page faults of the second of two equal blocks, with and without a network on the CPU."""
+
+    def faults(encoders):
+        with budget.keep_memory(encoders):
+            np.ones(96 << 20, np.uint8)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(96 << 20, np.uint8)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = (96 << 20) // resource.getpagesize()
+    light, heavy = planned(params=1), planned(params=25_000_000)
+    assert faults([light]) > pages / 600  # as few as that with pages of 2 MiB
+    assert faults([light, heavy]) < 20
+    assert faults([light]) > pages / 600

@@ -17,7 +17,8 @@ from microtome.plugin.protocols import Reader
 from microtome.run.budget import keep_torch_threads, work_alone
 from microtome.slide.blocks import block_order
 from microtome.slide.clock import timed
-from microtome.slide.imaging import Canvas, read_tiles, resample_tiles
+from microtome.slide.imaging import Canvas, read_tiles
+from microtome.slide.resampling import resample_tiles
 from microtome.slide.types import TileGrid
 
 PART_BYTES = 16 << 20

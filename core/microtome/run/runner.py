@@ -16,6 +16,7 @@ from microtome._version import __version__
 from microtome.errors import StoreError
 from microtome.plugin.registry import Registry, get_registry
 from microtome.run.attributes import provenance
+from microtome.run.budget import keep_memory
 from microtome.run.inputs import Refused, SlideList, find_slides
 from microtome.run.overlays import clashing
 from microtome.run.pipeline import process_slide
@@ -75,7 +76,7 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
     _prepare(plan, slides)
-    with reporter, _sigterm_interrupts(), _profiled(plan, result):
+    with reporter, _sigterm_interrupts(), keep_memory(plan.encoders), _profiled(plan, result):
         for note in result.notes:
             reporter.note(note)
         _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from microtome.errors import ConfigError
 from microtome.slide.clock import timed
-from microtome.slide.imaging import resample_tiles
+from microtome.slide.resampling import resample_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
