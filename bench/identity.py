@@ -62,7 +62,11 @@ def compare(
     path: Path, readers: Iterable[str] = READERS, *, count: int = COUNT
 ) -> Iterator[Comparison]:
     """Compare every reader that opens a slide with OpenSlide, over all of its levels."""
-    with _Opened(path, REFERENCE) as reference:
+    try:
+        opened = _Opened(path, REFERENCE)
+    except SlideOpenError as error:
+        raise SystemExit(f"{path}: the others are held against OpenSlide. {error}") from error
+    with opened as reference:
         for name in readers:
             try:
                 other = _Opened(path, name)

@@ -9,6 +9,7 @@ from types import ModuleType
 from microtome.config import app, hydra_bridge, schema
 from microtome.plugin import (
     EncoderSpec,
+    EngineSpec,
     ReaderSpec,
     SegmenterSpec,
     TilerSpec,
@@ -95,6 +96,9 @@ def fill(registry: Registry) -> Registry:
                     name=name, target=TARGET, summary=name, consumes=c, suffix=s, layout="file"
                 )
                 for name, c, s in (("hdf5", "features", ".h5"), ("png", "pixels", ""))
+            ],
+            engines=[
+                EngineSpec(name=name, target=TARGET, summary=name) for name in ("inline", "local")
             ],
         ),
         "rooms",

@@ -6,9 +6,22 @@ what is wrong, where, what is available, what to do. The command line prints it 
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Escape what would break a line, command a terminal or is no text: file names hold it all."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 class MicrotomeError(Exception):
     """Root of the tree: catch it to catch everything that microtome raises on purpose."""
+
+    def __str__(self) -> str:
+        """Give the message, in one line whatever is quoted in it."""
+        return one_line(super().__str__())
 
 
 class ConfigError(MicrotomeError, ValueError):
@@ -65,6 +78,14 @@ class EncoderError(MicrotomeError, RuntimeError):
 
 class StoreError(MicrotomeError, OSError):
     """An output cannot be read or written."""
+
+
+class OutputError(StoreError):
+    """The output takes nothing more, whatever the slide: the run ends here."""
+
+
+class EngineError(MicrotomeError, RuntimeError):
+    """Workers cannot be started, or are lost in a way that is no slide's fault."""
 
 
 class IdentityError(StoreError, ValueError):

@@ -36,7 +36,7 @@ def test_listing(listed, capsys):
     assert "ruin-dist" in rows["ruin"]
     assert "ImportError: no ruin" in rows["ruin"]
     titles = [line.split()[0] for line in lines if line and not line.startswith(" ")]
-    assert titles == ["reader", "segmenter", "tiler", "encoder", "writer", "broken"]
+    assert titles == ["reader", "segmenter", "tiler", "encoder", "writer", "engine", "broken"]
 
 
 def test_one_kind(listed, capsys):

@@ -30,8 +30,11 @@ def test_defaults_are_those_of_run_config(runs):
     for settings in (ours, theirs):  # the configurations are compared by their plugins' names
         settings["tiler"] = settings["tiler"].plugin
         settings["segmenter"] = settings["segmenter"].plugin
+        settings["engine"] = settings["engine"].plugin
         settings["encoders"] = [(e.name, e.device, e.batch_size) for e in settings["encoders"]]
         settings["writers"] = [w.name for w in settings["writers"]]
+    # Python has its own process by default, where its debugger and its plugins are.
+    assert (ours.pop("engine"), theirs.pop("engine")) == ("local", "inline")
     assert ours == theirs
     assert run.resolved["encoder"]["handcrafted"]["device"] == "auto"
 

@@ -16,6 +16,7 @@ from microtome_segmenters.classic import ClassicSegmenter
 SWEEP = [
     *("-m", "slides", "output=out", "tiler.size=64", "tiler.magnification=10,20"),
     *("encoder=handcrafted,timm", "encoder.timm.model=test_vit", "encoder.timm.weights=random"),
+    "engine=inline",  # for the spy
 ]
 TILINGS = {"10x_64px_0px": 10, "20x_64px_0px": 20}
 
@@ -81,7 +82,7 @@ def test_a_bad_slide_stops_no_job_and_all_jobs_share_one_output(segmented):
 
 def test_any_key_of_the_tiler_gives_its_tilings_folders_of_their_own(segmented):
     Path("slides/bad.svs").unlink()
-    line = "-m slides output=out task=coords tiler.size=64 tiler.min_tissue=0.1,0.9"
+    line = "-m slides output=out task=coords tiler.size=64 tiler.min_tissue=0.1,0.9 engine=inline"
     assert main(line.split()) == 0
     found = {}
     for path in Path("out").glob("*/patches/one.h5"):
@@ -103,7 +104,7 @@ def test_any_key_of_the_tiler_gives_its_tilings_folders_of_their_own(segmented):
         ("segmenter=file segmenter.folder=nofolder", "nofolder"),
         ("writer=[]", "needs a writer"),
         ("writer=png", "writer that keeps them"),
-        ("mpp_csv=none.csv", "none.csv cannot be read"),
+        ("mpp_csv=none.csv", "there is no file 'none.csv'"),
     ],
 )
 @pytest.mark.parametrize("mode", [[], ["-m", "force=false,true"]], ids=["run", "sweep"])

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from microtome.plugin import ReaderSpec
@@ -20,6 +21,7 @@ from microtome.plugin.registry import get_registry
 from microtome.slide.types import SlideRef
 from microtome.testing import (
     EncoderContract,
+    EngineContract,
     ReaderContract,
     SegmenterContract,
     TilerContract,
@@ -57,6 +59,19 @@ class FileSegmenterContract(SegmenterContract):
     test_glass_is_not_tissue = None
 
 
+class SlurmContract(EngineContract):
+    """submitit's local executor stands in for SLURM. Each job imports everything anew."""
+
+    options: ClassVar[Mapping[str, Any]] = {"cluster": "local"}
+    pytestmark: ClassVar[Any] = pytest.mark.slow
+
+
+class RayContract(EngineContract):
+    """Each run starts a cluster of its own."""
+
+    pytestmark: ClassVar[Any] = pytest.mark.slow
+
+
 class NoSegmenterContract(SegmenterContract):
     least_iou = None
 
@@ -83,12 +98,15 @@ GENERAL: Mapping[str, type[PluginContract]] = {
     "tiler": TilerContract,
     "encoder": EncoderContract,
     "writer": WriterContract,
+    "engine": EngineContract,
 }
 SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
     ("reader", "cucim"): CucimContract,
     ("segmenter", "file"): FileSegmenterContract,
     ("segmenter", "none"): NoSegmenterContract,
     ("writer", "png"): TileWriterContract,
+    ("engine", "slurm"): SlurmContract,
+    ("engine", "ray"): RayContract,
 }
 
 

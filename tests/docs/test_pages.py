@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from microtome.__main__ import main
+from microtome.commands import find_verbs
 from microtome.plugin.registry import get_registry
 from microtome.testing.synthetic import make_slide
 
@@ -115,7 +116,8 @@ class Reader:
         if self.has_package:
             self.run("microtome", *arguments)
         else:
-            assert main(arguments) == 0, f"{self.page}: microtome {shlex.join(arguments)}"
+            here = arguments if is_verb(arguments) else [*arguments, "engine=inline"]
+            assert main(here) == 0, f"{self.page}: microtome {shlex.join(arguments)}"
 
     def run(self, module: str, *arguments: str) -> None:
         path = [str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -128,6 +130,12 @@ class Reader:
         )
         said = f"{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, f"{self.page}: {module} {shlex.join(arguments)}\n{said}"
+
+
+def is_verb(arguments: list[str]) -> bool:
+    """Whether it starts no run; or says itself which engine its run has."""
+    words = [*find_verbs(), "--help", "--version", "--hydra-help", "-sc"]
+    return bool({*words} & {*arguments}) or any(word.startswith("engine") for word in arguments)
 
 
 def make_targets() -> set[str]:

@@ -170,3 +170,47 @@ def test_sweep_removes_what_dead_processes_of_this_host_left(tmp_path):
 
 def test_sweep_of_no_folder_is_nothing(tmp_path):
     assert sweep(tmp_path / "none") == []
+
+
+def test_sweep_takes_nobody_s_leftovers_after_a_day(tmp_path):
+    elsewhere = tmp_path / ".b.h5.00000000-1-00000000.tmp"
+    reused = private_path(tmp_path / "alive.h5")
+    for path in (elsewhere, reused):
+        path.touch()
+    assert sweep(tmp_path) == []
+    for path in (elsewhere, reused):
+        os.utime(path, (0, 0))
+    assert len(sweep(tmp_path)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the states of processes are in /proc")
+def test_a_process_whose_death_nobody_noticed_is_dead():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not atomic.is_alive(process.pid)
+    process.wait()
+    assert not atomic.is_alive(process.pid)
+    assert atomic.is_alive(os.getpid())
+
+
+def test_somebody_who_does_not_go_on_blocks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_TURN", 0.05)
+    with atomic.take_turn(tmp_path):
+        write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_what_gave_way_is_removed_when_others_may_go_on(tmp_path, monkeypatch):
+    final = tmp_path / "a"
+    final.mkdir()
+    turns = []
+
+    def look(path):
+        with atomic.take_turn(tmp_path):
+            turns.append(path)
+
+    monkeypatch.setattr(atomic, "_TURN", 60)
+    monkeypatch.setattr(atomic, "remove", look)
+    with publish(final, layout="directory") as private:
+        private.mkdir()
+    assert len(turns) == 2

@@ -182,3 +182,12 @@ def test_attributes_become_plain():
         "words": '["a", "b"]',
         "mapping": '{"a": [1, null]}',
     }
+
+
+def test_a_node_that_only_one_side_has_is_told_by_its_options():
+    half = {"tissue": {"reader": {"plugin": "tiff", "output_version": 1, "half_size": True}}}
+    assert difference(half, {}) == "tissue.reader.half_size was True and is its default"
+    bare = {"reader": {"plugin": "tiff", "output_version": 1}}
+    assert "reader.plugin was 'tiff'" in difference(bare, {})
+    other = {"reader": {"plugin": "cucim", "output_version": 1}}
+    assert difference(bare, other) == "reader.plugin was 'tiff' and is 'cucim'"

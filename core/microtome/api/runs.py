@@ -15,9 +15,11 @@ from microtome.run.progress import Reporter, make_reporter
 from microtome.run.runner import run_plan
 from microtome.run.settings import (
     Choice,
+    ClaimSettings,
     EncoderChoice,
     FilterSettings,
     RunConfig,
+    StagingSettings,
     TissueSettings,
 )
 from microtome.run.summary import RunResult
@@ -25,7 +27,13 @@ from microtome.run.summary import RunResult
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""
 
-_SINGLE = ("reader", "segmenter", "tiler")
+_SINGLE = ("reader", "segmenter", "tiler", "engine")
+_SECTIONS = {
+    "tissue": TissueSettings,
+    "filter": FilterSettings,
+    "claims": ClaimSettings,
+    "staging": StagingSettings,
+}
 _ENCODER_OPTIONS = ("device", "precision", "batch_size")
 
 
@@ -53,8 +61,9 @@ def run_slides(
         output: The output folder.
         reporter: Hears how it goes; by default bars in a terminal, lines elsewhere.
         **options: Keys of `RunConfig`, and plugins by kind as `Chosen`: ``reader``,
-            ``segmenter``, ``tiler``, ``encoder``, ``writer``; ``tissue`` and ``filter`` as
-            mappings.
+            ``segmenter``, ``tiler``, ``encoder``, ``writer``, ``engine``; ``tissue``,
+            ``filter``, ``claims`` and ``staging`` as mappings. The engine is ``inline`` unless
+            given.
 
     Returns:
         The status of every slide; failed slides do not raise.
@@ -86,7 +95,7 @@ def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
             settings[name] = _choose(name, value, registry)[0]
         elif name in ("encoder", "writer"):
             settings[f"{name}s"] = tuple(_choose(name, value, registry))
-        elif name in ("tissue", "filter"):
+        elif name in _SECTIONS:
             settings[name] = _section(name, value)
         elif name == "visualize":
             settings[name] = (value,) if isinstance(value, str) else tuple(value)
@@ -97,8 +106,8 @@ def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
     return settings
 
 
-def _section(name: str, value: Mapping[str, Any]) -> TissueSettings | FilterSettings:
-    section = TissueSettings if name == "tissue" else FilterSettings
+def _section(name: str, value: Mapping[str, Any]) -> Any:
+    section = _SECTIONS[name]
     known = [f.name for f in fields(section)]
     for key in value:
         if key not in known:

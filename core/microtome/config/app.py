@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from microtome.config import argv as command_line
-from microtome.errors import ConfigError, MicrotomeError, UnknownPluginError
+from microtome.errors import ConfigError, MicrotomeError, StoreError, UnknownPluginError
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import SPECS
 
@@ -28,8 +28,12 @@ EXIT_BAD_COMMAND_LINE = 2
 EXIT_INTERRUPTED = 130
 OUTCOME = "outcome.json"
 
-# The mildest first: all done, failed slides, no start at all, interrupted, terminated.
-_SEVERITY = (0, 3, EXIT_CANNOT_START, EXIT_BAD_COMMAND_LINE, EXIT_INTERRUPTED, 143)
+_left_nowhere: list[int] = []
+"""Exit codes of jobs of this process that could not be written down."""
+
+# The mildest first: all done, slides held by others, failed ones, no start at all, interrupted,
+# terminated.
+_SEVERITY = (0, 4, 3, EXIT_CANNOT_START, EXIT_BAD_COMMAND_LINE, EXIT_INTERRUPTED, 143)
 
 
 def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingProxyType({})) -> int:
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingPr
 
     Returns:
         The exit code: 0 all done or empty, 1 cannot start, 2 bad command line, 3 failed slides,
-        130 interrupted, 143 terminated. 4 is reserved.
+        4 slides that other workers hold, 130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     own = words[: words.index("--")] if "--" in words else words
@@ -105,11 +109,12 @@ def _start(line: command_line.CommandLine) -> int:
     from microtome.config.refusals import HYDRA_ERRORS, refusal
 
     registry = get_registry()
+    _left_nowhere.clear()
     try:
         folder = hydra_bridge.run(line, do_job, registry)
     except HYDRA_ERRORS as error:
         raise refusal(error, registry) from error
-    return worst(_outcomes(folder)) if folder else 0
+    return worst([*_outcomes(folder), *_left_nowhere]) if folder else 0
 
 
 def do_job(cfg: DictConfig) -> None:
@@ -150,8 +155,13 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
 
 
 def _leave(run_dir: Path, code: int, error: str | None) -> None:
-    text = json.dumps({"exit_code": code, "error": error}, ensure_ascii=False)
-    (run_dir / OUTCOME).write_text(text + "\n", encoding="utf-8")
+    from microtome.store.atomic import write_json
+
+    record = {"exit_code": code, "error": error}
+    try:
+        write_json(run_dir / OUTCOME, record, indent=None, durable=False)
+    except StoreError:  # mostly of a full disk, which was told
+        _left_nowhere.append(code)
 
 
 def _outcomes(folder: Path) -> list[int]:

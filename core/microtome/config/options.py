@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from microtome.plugin import option
-from microtome.run.settings import FilterSettings, TissueSettings
+from microtome.run.settings import (
+    ClaimSettings,
+    FilterSettings,
+    StagingSettings,
+    TissueSettings,
+)
 
 Task = Enum("Task", ["process", "coords", "tissue"])
 Formats = Enum("Formats", ["wsi", "all"])
@@ -20,7 +25,7 @@ SlideId = Enum("SlideId", ["stem", "relpath"])
 FeatureDtype = Enum("FeatureDtype", ["float32", "float16"])
 Precision = Enum("Precision", ["auto", "fp32", "fp16", "bf16"])
 
-SINGLE = ("reader", "segmenter", "tiler")
+SINGLE = ("reader", "segmenter", "tiler", "engine")
 """Kinds of which a run has one: the node is at ``<kind>``."""
 
 SEVERAL = ("encoder", "writer")
@@ -35,7 +40,7 @@ _SENTENCES = {
     bool: "true or false", Any: "a word or a list",
 }  # fmt: skip
 _PLURALS = {str: "texts", Path: "paths", int: "whole numbers", float: "numbers"}
-_PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest"}
+_PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest", "cache"}
 
 
 @dataclass
@@ -66,7 +71,7 @@ class RunOptions:
     """The keys at the top of a configuration, beside the kinds of plugin."""
 
     slides: list[str] = option(
-        [], help="Files, folders, glob patterns or CSV manifests: the words without a key."
+        [], help="Files, folders, glob patterns, CSV manifests or URLs: the words without a key."
     )
     output: str = option("???", help="The output folder.")
     task: Task = option(
@@ -115,13 +120,20 @@ class RunOptions:
     filter: FilterSettings = field(
         default_factory=FilterSettings, metadata={"help": "The content filter of tiles."}
     )
+    claims: ClaimSettings = field(
+        default_factory=ClaimSettings, metadata={"help": "How workers share one output."}
+    )
+    staging: StagingSettings = field(
+        default_factory=StagingSettings,
+        metadata={"help": "How slides are copied from slow or remote storage."},
+    )
 
 
 def is_path_key(key: str) -> bool:
     """Tell whether a key's value is a path, which is taken literally.
 
     These are ``output``, and every key whose name's last word is one of ``weights``,
-    ``checkpoint``, ``path``, ``file``, ``folder``, ``dir``, ``csv`` and ``manifest``
+    ``checkpoint``, ``path``, ``file``, ``folder``, ``dir``, ``csv``, ``manifest`` and ``cache``
     (``mpp_csv``, ``encoder.resnet18.weights``, ``segmenter.folder``). ``slides`` is one as
     well, but a list. Hydra's own keys are not.
     """

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from microtome.config.argv import escape
@@ -28,9 +27,11 @@ from microtome.plugin.specs import SPECS
 from microtome.run.settings import (
     OVERLAYS,
     Choice,
+    ClaimSettings,
     EncoderChoice,
     FilterSettings,
     RunConfig,
+    StagingSettings,
     TissueSettings,
 )
 
@@ -43,7 +44,12 @@ AUTO = "auto"
 RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
 """The options of a kind's nodes that are not the plugin's."""
 
-SECTIONS: Mapping[str, type] = {"tissue": TissueSettings, "filter": FilterSettings}
+SECTIONS: Mapping[str, type] = {
+    "tissue": TissueSettings,
+    "filter": FilterSettings,
+    "claims": ClaimSettings,
+    "staging": StagingSettings,
+}
 """The nodes at the top that are no plugin's."""
 
 
@@ -86,7 +92,8 @@ def to_run_config(
     options: RunOptions = typed(RunOptions, values)
     if not options.slides:
         raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
-    reader, segmenter, tiler = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
+    single = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
+    reader, segmenter, tiler, engine = single
     config = RunConfig(
         slides=tuple(options.slides),
         output=Path(options.output),
@@ -101,6 +108,7 @@ def to_run_config(
         reader=reader,
         segmenter=segmenter,
         tiler=tiler,
+        engine=engine,
         encoders=(),
         writers=tuple(_several("writer", nodes["writer"], registry)),
         feature_dtype=options.feature_dtype.name,
@@ -111,7 +119,7 @@ def to_run_config(
         reader_threads=options.reader_threads,
         torch_threads=options.torch_threads,
         profile=options.profile,
-        resolved=MappingProxyType(_resolve(cfg)),
+        resolved=_resolve(cfg),
         **{name: typed(schema, sections[name], name) for name, schema in SECTIONS.items()},
     )
     # Last, so that a bad batch_size is told by its own name, not by that of every encoder.
@@ -274,13 +282,27 @@ def _choose(kind: str, where: str, node: Any, registry: Registry) -> Choice:
     key = where.partition(".")[2]
     own = {k: v for k, v in node.items() if k != "plugin"}
     if kind == "reader" and name == AUTO:
-        typed(NoConfig, own, where)
+        for option in own:
+            raise ConfigError(_whose(option, registry))
         return Choice(plugin=AUTO)
     spec = registry.find(kind, name).spec
     run_owns = {f.name for f in fields(RUN_OWNS.get(kind, NoConfig))}
     in_schema = {f.name for f in fields(spec.config)}
     own = {k: v for k, v in own.items() if k in in_schema or k not in run_owns}
     return Choice(plugin=spec.name, key=key, config=typed(spec.config, own, where))
+
+
+def _whose(option: str, registry: Registry) -> str:
+    """Phrase the error for an option of the reader that nobody chose."""
+    owners = [
+        entry.spec.name
+        for entry in registry.entries("reader")
+        if option in (f.name for f in fields(entry.spec.config))
+    ]
+    if not owners:
+        return f"reader=auto has no options, and no reader has one named {option!r}."
+    chosen = " or ".join(f"reader={owner}" for owner in owners)
+    return f"reader=auto has no options: reader.{option} goes with {chosen}."
 
 
 def _plugin_of(kind: str, where: str, node: Any) -> str:

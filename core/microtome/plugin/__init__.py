@@ -4,6 +4,7 @@ from microtome.plugin.hookspecs import hookimpl
 from microtome.plugin.specs import (
     EncoderCard,
     EncoderSpec,
+    EngineSpec,
     NoConfig,
     PluginSpec,
     ReaderSpec,
@@ -18,6 +19,7 @@ from microtome.plugin.specs import (
 __all__ = [
     "EncoderCard",
     "EncoderSpec",
+    "EngineSpec",
     "NoConfig",
     "PluginSpec",
     "ReaderSpec",

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from microtome.plugin.specs import EncoderSpec, ReaderSpec, SegmenterSpec, TilerSpec, WriterSpec
+from microtome.plugin.specs import (
+    EncoderSpec,
+    EngineSpec,
+    ReaderSpec,
+    SegmenterSpec,
+    TilerSpec,
+    WriterSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,6 +147,28 @@ def microtome_writers() -> Iterable[WriterSpec]:
     Returns:
         The specs of the writers, each naming a callable ``(config) -> StoreWriter`` or
         ``(config) -> TileWriter``, as its ``consumes`` says.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_engines() -> Iterable[EngineSpec]:
+    """Register engines: what starts the workers of a run.
+
+    Example::
+
+        from microtome.plugin import EngineSpec, hookimpl
+
+        @hookimpl
+        def microtome_engines():
+            yield EngineSpec(
+                name="acme",
+                target="microtome_acme.engine:AcmeEngine",
+                summary="Workers of Acme's own scheduler",
+            )
+
+    Returns:
+        The specs of the engines, each naming a callable ``(config) -> Engine``.
     """
     raise NotImplementedError
 

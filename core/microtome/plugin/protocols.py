@@ -6,7 +6,7 @@ sizes are ``(width, height)`` at the level they are read from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microtome.plugin.specs import EncoderCard
+    from microtome.run.job import Job
     from microtome.slide.batch import TileBatch
     from microtome.slide.types import SlideInfo, SlideRef, SlideView, TileGrid, TissueMask
+    from microtome.store.status import SlideStatus
 
 
 class Reader(Protocol):
@@ -236,3 +238,27 @@ class TileWriter(Protocol):
 
     def open(self, path: Path, slide_id: str, attributes: Mapping[str, Any]) -> TileSink:
         """Begin one slide at a path that does not exist yet."""
+
+
+class Engine(Protocol):
+    """What starts the workers of a run: in this process, in others, on other machines.
+
+    Correctness is not its business: `SlideQueue` claims slides and the store publishes whole
+    files, so any number of workers may go through one and the same list.
+    """
+
+    def run(self, job: Job) -> Generator[SlideStatus]:
+        """Work through a job's slides and give each slide's status as it ends.
+
+        Closing the iterator, or an exception raised in the driver, ends the workers; what they
+        were working on is dropped and taken up by the next run.
+
+        Args:
+            job: The run's plan, its slides and who is told.
+
+        Yields:
+            One status a slide, in any order.
+
+        Raises:
+            MicrotomeError: If no worker can start.
+        """

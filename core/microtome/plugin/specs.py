@@ -21,10 +21,13 @@ def runtime(default: Any, *, help: str = "") -> Any:
     changing it does not make finished work stale.
 
     Args:
-        default: The field's default: an immutable value.
+        default: The field's default: an immutable value, or a ``list`` (copied).
         help: One sentence for the documentation.
     """
-    return field(default=default, metadata={RUNTIME: True, "help": help})
+    metadata = {RUNTIME: True, "help": help}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def option(default: Any, *, help: str) -> Any:
@@ -233,7 +236,20 @@ class WriterSpec(PluginSpec):
     concurrent: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(PluginSpec):
+    """What starts the workers of a run. Its target is called as ``target(config)``: an `Engine`.
+
+    An engine changes no result, so neither its name nor its options are part of an identity.
+    """
+
+    kind: ClassVar[str] = "engine"
+
+
 SPECS: Mapping[str, type[PluginSpec]] = MappingProxyType(
-    {spec.kind: spec for spec in (ReaderSpec, SegmenterSpec, TilerSpec, EncoderSpec, WriterSpec)}
+    {
+        spec.kind: spec
+        for spec in (ReaderSpec, SegmenterSpec, TilerSpec, EncoderSpec, WriterSpec, EngineSpec)
+    }
 )
-"""The kinds of plugin, in the order of the pipeline."""
+"""The kinds of plugin, in the order of the pipeline, and last what runs it."""

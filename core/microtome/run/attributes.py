@@ -65,7 +65,7 @@ def slide_attributes(
         "overlap": geometry.size - geometry.step,
         "level0_width": info.width,
         "level0_height": info.height,
-        "wsi_path": str(slide.ref.path),
+        "wsi_path": slide.ref.source,
         "passport_format": PASSPORT,
         "passport_version": 2,
         "creation_date": datetime.now(UTC).isoformat(timespec="seconds"),

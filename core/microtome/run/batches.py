@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -84,6 +85,7 @@ class BatchReader:
         finish: Called by the worker that has read a part, with the batch and the part's place.
         extra: Shapes of one tile of `Batch.prepared`, by key.
         allocate: Makes the memory of pixels that go to a device.
+        counted: Whether the taker's waiting is a stage: not where all the work is the workers'.
     """
 
     reader: Reader
@@ -94,6 +96,7 @@ class BatchReader:
     finish: Callable[[Batch, slice], None] = lambda batch, at: None
     extra: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
     allocate: Allocate = fresh
+    counted: bool = True
     _free: list[Batch] = field(default_factory=list)
     _local: threading.local = field(default_factory=threading.local)
 
@@ -117,9 +120,9 @@ class BatchReader:
                     batch = self._take(rows)
                     pending.append((batch, [pool.submit(self._fill, batch, at) for at in cuts]))
                     if len(pending) >= ahead:
-                        yield _filled(*pending.popleft())
+                        yield self._filled(*pending.popleft())
                 while pending:
-                    yield _filled(*pending.popleft())
+                    yield self._filled(*pending.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -167,6 +170,12 @@ class BatchReader:
             pixels, extra = old.pixels, old.prepared
         return Batch(rows, pixels, np.empty(count, np.bool_), np.ones(count, np.bool_), extra)
 
+    def _filled(self, batch: Batch, parts: Sequence[Future[None]]) -> Batch:
+        with timed("wait") if self.counted else nullcontext():
+            for part in parts:
+                part.result()
+        return batch
+
     def _fill(self, batch: Batch, at: slice) -> None:
         if self.grid.geometry.resampled:
             width, height = self.grid.geometry.read_size
@@ -190,13 +199,6 @@ class BatchReader:
         if geometry.resampled:
             resample_tiles(pixels, geometry.size, geometry.resample, out=out)
         batch.has_background[at] = filled
-
-
-def _filled(batch: Batch, parts: Sequence[Future[None]]) -> Batch:
-    with timed("wait"):
-        for part in parts:
-            part.result()
-    return batch
 
 
 def _cut(block: NDArray[np.int64], most: int) -> list[slice]:

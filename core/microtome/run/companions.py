@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from microtome.run.paths import is_file
+
 DICOM_SUFFIXES = (".dcm", ".dicom")
 _HEAD_BYTES = 1 << 18
 _SERIES_UID = (0x0020, 0x000E)
@@ -40,7 +42,7 @@ class Companions:
     """Finds a slide's files. Remembers the DICOM folders that it has looked into."""
 
     def __init__(self) -> None:
-        self._series: dict[Path, dict[str, list[Path]]] = {}
+        self._series: dict[Path, dict[Path, SlideFiles]] = {}
 
     def of(self, path: Path) -> SlideFiles:
         """Find the slide that a file belongs to.
@@ -63,34 +65,41 @@ class Companions:
     def _dicom(self, path: Path) -> SlideFiles:
         if path.parent not in self._series:
             self._series[path.parent] = _series_in(path.parent)
-        for files in self._series[path.parent].values():
-            if path in files:
-                primary = max(files, key=lambda f: (f.stat().st_size, f.name))
-                return SlideFiles(primary, tuple(f for f in files if f != primary))
-        return SlideFiles(path)
+        return self._series[path.parent].get(path, SlideFiles(path))
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    """List the files of a folder; of one that is not there or cannot be read, none."""
+    try:
+        return sorted(path for path in folder.iterdir() if is_file(path))
+    except OSError:
+        return []
 
 
 def _named_files(path: Path) -> list[Path]:
     """List the files that an index file names in a ``key=value`` line and that lie beside it."""
     try:
-        text = path.read_bytes()[:_HEAD_BYTES].decode("latin-1")
+        with path.open("rb") as file:
+            text = file.read(_HEAD_BYTES).decode("latin-1")
     except OSError:
         return []
     values = {line.partition("=")[2].strip() for line in text.splitlines()}
     named = (path.parent / Path(value).name for value in values if value and "\0" not in value)
-    return sorted({p for p in named if p.is_file() and p != path})
+    return sorted({p for p in named if is_file(p) and p != path})
 
 
-def _series_in(folder: Path) -> dict[str, list[Path]]:
+def _series_in(folder: Path) -> dict[Path, SlideFiles]:
+    """Give the slide of each DICOM file in a folder."""
     series: dict[str, list[Path]] = {}
     for path in _files(folder):
         if path.suffix.lower() in DICOM_SUFFIXES and (uid := series_uid(path)):
             series.setdefault(uid, []).append(path)
-    return series
+    slides: dict[Path, SlideFiles] = {}
+    for files in series.values():
+        primary = max(files, key=lambda f: (f.stat().st_size, f.name))
+        slide = SlideFiles(primary, tuple(f for f in files if f != primary))
+        slides |= dict.fromkeys(files, slide)
+    return slides
 
 
 def series_uid(path: Path) -> str | None:

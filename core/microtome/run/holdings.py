@@ -132,9 +132,9 @@ def _refuse_other_slide(
         raise StoreError(f"{path} was not written by a run of microtome; use another output.")
     theirs = parse_fields(attributes).get("tissue", {}).get("slide")
     held = attributes.get("wsi_path")
-    if theirs != slide_print and held != str(ref.path):
+    if theirs != slide_print and held != ref.source:
         raise IdentityError(
-            f"{path} holds another slide, {held}; this one is {ref.path}. "
+            f"{path} holds another slide, {held}; this one is {ref.source}. "
             "Tell them apart with slide_id=relpath or a manifest's slide_id."
         )
 

@@ -15,6 +15,7 @@ from microtome.run.attributes import RESAMPLE_VERSION
 from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
 from microtome.run.settings import FilterSettings, TissueSettings
 from microtome.slide.opening import OpenedSlide
+from microtome.slide.types import SlideRef
 from microtome.store.attributes import parse_fields
 from microtome.store.identity import Identity, difference, fingerprint, make_identity
 
@@ -76,6 +77,35 @@ def image_identity(image: PlannedImages, coords: Identity) -> Identity:
         "versions": {"resample": VERSIONS["resample"]},
     }
     return make_identity("images", fields)
+
+
+def asked_for(plan: RunPlan, ref: SlideRef) -> str:
+    """Give a digest of all that a run asks of a staged slide; empty for one that is not.
+
+    Where a finished slide has the same, nothing would be done: it need not even be fetched.
+    """
+    if not ref.version:
+        return ""
+    config = plan.config
+    sources = getattr(plan.segmenter, "sources", lambda ref: ())
+    fields = {
+        "source": ref.source,
+        "version": ref.version,
+        "mpp": (ref.mpp, ref.mpp_source),
+        "masks": {file.name: fingerprint(file) for file in sources(ref)},
+        "task": config.task,
+        "visualize": config.visualize,
+        "dtype": config.feature_dtype,
+        "tissue": _chosen(config.tissue),
+        "filter": _chosen(config.filter),
+        "segmenter": plan.segmenter_fields,
+        "tiler": plan.tiler_fields,
+        "reader": (config.reader.plugin, plan.reader_fields),
+        "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
+        "writers": {writer.name: writer.fields for writer in plan.writers},
+        "versions": VERSIONS,
+    }
+    return make_identity("asked", fields).digest
 
 
 def _chosen(settings: TissueSettings | FilterSettings) -> dict[str, Any]:

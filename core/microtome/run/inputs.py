@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from types import MappingProxyType
 
-from microtome.errors import InputError, PluginError
+from microtome.errors import InputError, PluginError, one_line
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import ReaderSpec
 from microtome.run.companions import Companions, SlideFiles
+from microtome.run.paths import (
+    absolute,
+    as_on_disk,
+    describe_missing,
+    explain_missing,
+    is_file,
+    list_matching,
+    same_place,
+)
 from microtome.run.settings import RunConfig
-from microtome.run.tables import ManifestEntry, MppTable, absolute, read_manifest
+from microtome.run.sources import is_url, url_path
+from microtome.run.tables import ManifestEntry, MppTable, read_manifest
 from microtome.slide.types import SlideRef
 
 PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
@@ -23,6 +31,12 @@ PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
 
 MAX_NAME_BYTES = 180
 """Of an id: file systems allow 255 for a name, and private names and suffixes are longer."""
+
+MAX_PATH_BYTES = 3_600
+"""Of an output without its suffix: systems allow 4,096, private names and suffixes are longer."""
+
+_NAMED = 3
+"""Other slides of one id that a message names."""
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv"})
 
@@ -58,15 +72,17 @@ class _Found:
     files: SlideFiles
     root: Path
     entry: ManifestEntry | None = None
+    url: str = ""
 
 
 def find_slides(config: RunConfig, registry: Registry) -> SlideList:
     """Find the slides that a run is asked for.
 
-    Every word is first taken literally: a file, a folder, or a ``.csv`` manifest. Only a word
-    that does not exist may be a pattern (``*``, ``?``, ``[…]``, ``**``). One slide named twice
-    counts once, but a link of another name is another slide; what a manifest says of a slide
-    holds. An mpp in a table is for one slide and wins over ``mpp=``, which is for all.
+    Every word is first taken literally: a file, a folder, a ``.csv`` manifest, or a URL, which is
+    not looked at yet. Only a word that does not exist may be a pattern (``*``, ``?``, ``[…]``,
+    ``**``). One slide named twice counts once, but a link of another name is another slide; what a
+    manifest says of a slide holds. An mpp in a table is for one slide and wins over ``mpp=``,
+    which is for all.
 
     Args:
         config: The run.
@@ -82,8 +98,8 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
     notes = list(finder.notes)
     mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
     slides = [_slide(f, config, mpps.get(f.files.primary)) for f in found]
-    apart, refused = _tell_apart(slides, found)
-    return SlideList(apart, tuple(notes), (*finder.refused, *refused))
+    apart, refused = _tell_apart(slides, found, config.output)
+    return SlideList(apart, tuple(map(one_line, notes)), (*finder.refused, *refused))
 
 
 class _Finder:
@@ -102,7 +118,10 @@ class _Finder:
 
     def find(self, word: str) -> Iterator[_Found]:
         """Find the slides that one word names."""
-        path = Path(word)
+        if is_url(word):
+            yield _Found(SlideFiles(url_path(word)), Path("/"), url=word)
+            return
+        path = as_on_disk(Path(word))
         try:
             is_folder, exists = path.is_dir(), path.exists()
         except OSError as error:
@@ -114,14 +133,20 @@ class _Finder:
         elif glob.has_magic(word):
             yield from self._pattern(word)
         else:
-            raise InputError(_missing(word))
+            raise InputError(explain_missing(word))
 
     def _file(self, path: Path) -> Iterator[_Found]:
+        if not is_file(path):
+            # Whoever opens a pipe waits for its other end.
+            raise InputError(describe_missing(path))
         if path.suffix.lower() in MANIFEST_SUFFIXES:
             for entry in read_manifest(path):
                 if entry.problem:
                     ref = SlideRef(path=entry.path, slide_id=entry.slide_id or entry.path.stem)
                     self.refused.append(Refused(ref, entry.problem))
+                    continue
+                if entry.url:
+                    yield _Found(SlideFiles(entry.path), Path("/"), entry, entry.url)
                     continue
                 self._require_readable(entry.path, f"{entry.where}: ")
                 yield _Found(self._companions.of(entry.path), path.parent, entry)
@@ -130,9 +155,7 @@ class _Finder:
             yield _Found(self._companions.of(path), Path.cwd())
 
     def _pattern(self, pattern: str) -> Iterator[_Found]:
-        # Path.glob takes no absolute pattern.
-        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        paths = [absolute(Path(name)) for name in names]
+        paths = [absolute(path) for path in list_matching(pattern)]
         if not paths:
             raise InputError(f"There is no file {pattern!r}, and as a pattern it fits none.")
         # `**` gives folders too, and what is in them besides.
@@ -157,43 +180,43 @@ class _Finder:
         """Ask a reader whether it knows a file by its content."""
         try:
             probe = getattr(self._registry.load("reader", name), "probe", None)
-        except PluginError:
+            return probe is not None and bool(probe(path))
+        except (PluginError, OSError):
             return False
-        return probe is not None and bool(probe(path))
 
     def _folder(self, root: Path) -> Iterator[_Found]:
-        seen: set[str] = set()
-        for folder, names in self._walk(root, seen):
+        for folder, names in self._walk(root):
             paths = [folder / name for name in names]
             yield from self._grouped([p for p in paths if self._is_slide(p)], root)
 
-    def _walk(self, root: Path, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+    def _walk(self, root: Path) -> Iterator[tuple[Path, list[str]]]:
         """Give each folder once, sorted, with its files: links may form loops."""
-        try:
-            seen.add(os.path.realpath(root))
-            entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-        except OSError as error:
-            self.notes.append(f"{root}: cannot be read: {error.strerror}")
-            return
-        folders = [Path(entry.path) for entry in entries if entry.is_dir()]
-        yield root, [entry.name for entry in entries if not entry.is_dir()]
-        own = {
-            path.with_suffix("")
-            for path in map(Path, (entry.path for entry in entries))
-            if path.suffix.lower() == ".mrxs"
-        }
-        for folder in folders:
-            if folder not in own and self._is_searched(folder, seen):
-                yield from self._walk(folder, seen)
+        seen: set[tuple[int, int] | None] = set()
+        waiting = [root]
+        while waiting:
+            folder = waiting.pop()
+            if folder != root and not self._is_searched(folder, seen):
+                continue
+            try:
+                seen.add(same_place(folder))
+                with os.scandir(folder) as listed:
+                    entries = {entry.name: _is_folder(entry) for entry in listed}
+            except OSError as error:
+                self.notes.append(f"{folder}: cannot be read: {error.strerror}")
+                continue
+            yield folder, sorted(name for name in entries if not entries[name])
+            own = {Path(name).stem for name in entries if name.lower().endswith(".mrxs")}
+            folders = sorted(name for name in entries if entries[name] and name not in own)
+            waiting += [folder / name for name in reversed(folders)]
 
-    def _is_searched(self, folder: Path, seen: set[str]) -> bool:
+    def _is_searched(self, folder: Path, seen: Collection[tuple[int, int] | None]) -> bool:
         if folder.name.startswith("."):
             reason = "a hidden folder"
         elif not self._config.recursive:
             reason = "a folder; recursive=true searches it"
-        elif os.path.realpath(folder) == os.path.realpath(self._config.output):
+        elif same_place(folder) == same_place(self._config.output):
             reason = "the output of this run"
-        elif os.path.realpath(folder) in seen:
+        elif same_place(folder) in seen:
             reason = "a link to a folder that is searched already"
         else:
             return True
@@ -207,7 +230,7 @@ class _Finder:
             reason = "a hidden file"
         elif not _is_text(path.name):
             reason = "its name is not UTF-8 text; rename it, or link to it under another name"
-        elif not path.is_file():
+        elif not is_file(path):
             reason = "a broken link or no regular file"
         elif suffix not in self.suffixes:
             reason = "a table: name it to use it" if suffix in MANIFEST_SUFFIXES else "no slide"
@@ -227,12 +250,19 @@ class _Finder:
                 yield _Found(files, root)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def _merge(found: Iterable[_Found]) -> list[_Found]:
     """Keep each slide once; what a manifest says of it wins over finding it in a folder."""
     slides: dict[tuple[str, str], _Found] = {}
     for one in found:
         path = one.files.primary
-        key = (os.path.realpath(path), path.name)
+        key = (one.url or os.path.realpath(path), path.name)
         first = slides.setdefault(key, one)
         if first.entry is None and one.entry is not None:
             slides[key] = one
@@ -264,7 +294,8 @@ def _slide(found: _Found, config: RunConfig, mpp: tuple[float, str] | None) -> S
         mpp_source=source,
         mask_path=entry.mask_path if entry else None,
         companions=found.files.companions,
-        extra=MappingProxyType(dict(entry.extra) if entry else {}),
+        extra=dict(entry.extra) if entry else {},
+        source=found.url,
     )
 
 
@@ -313,47 +344,52 @@ def _is_text(name: str) -> bool:
 
 
 def _tell_apart(
-    slides: Sequence[SlideRef], found: Sequence[_Found]
+    slides: Sequence[SlideRef], found: Sequence[_Found], output: Path
 ) -> tuple[tuple[SlideRef, ...], tuple[Refused, ...]]:
     """Take out the slides whose id another one has, or cannot name files."""
     sharing: dict[str, list[tuple[SlideRef, _Found]]] = {}
     for slide, source in zip(slides, found, strict=True):
         sharing.setdefault(slide.slide_id, []).append((slide, source))
+    room = MAX_PATH_BYTES - len(os.fsencode(output.absolute()))
     apart, refused = [], []
-    for slide_id, group in sharing.items():
-        if len(group) == 1:
-            slide = group[0][0]
-            if len(os.fsencode(PurePath(slide_id).name)) > MAX_NAME_BYTES:
-                refused.append(Refused(slide, _too_long(slide)))
-            else:
-                apart.append(slide)
-            continue
-        refused += [Refused(slide, _shared(slide, group)) for slide, _ in group]
+    for group in sharing.values():
+        slide = group[0][0]
+        if len(group) > 1:
+            way_out = _way_out(group)
+            refused += [Refused(slide, _shared(slide, group, way_out)) for slide, _ in group]
+        elif _is_too_long(slide.slide_id, room):
+            refused.append(Refused(slide, _too_long(slide)))
+        else:
+            apart.append(slide)
     return tuple(apart), tuple(refused)
 
 
-def _shared(slide: SlideRef, group: Sequence[tuple[SlideRef, _Found]]) -> str:
-    others = " and ".join(str(other.path) for other, _ in group if other is not slide)
-    way_out = "Give each its own slide_id in a manifest."
+def _way_out(group: Sequence[tuple[SlideRef, _Found]]) -> str:
     by_hand = any(source.entry and source.entry.slide_id for _, source in group)
     if not by_hand and len({_slide_id(source, "relpath") for _, source in group}) == len(group):
-        way_out = "Use slide_id=relpath, or a manifest with a slide_id column."
-    return f"{slide.path} has the id {slide.slide_id!r}, and so has {others}. {way_out}"
+        return "Use slide_id=relpath, or a manifest with a slide_id column."
+    return "Give each its own slide_id in a manifest."
+
+
+def _shared(slide: SlideRef, group: Sequence[tuple[SlideRef, _Found]], way_out: str) -> str:
+    # A cohort may keep thousands of slides of one name, each in its folder.
+    others = [other.source for other, _ in group[: _NAMED + 1] if other is not slide][:_NAMED]
+    more = len(group) - 1 - len(others)
+    named = " and ".join([*others, f"{more} more"] if more else others)
+    return f"{slide.source} has the id {slide.slide_id!r}, and so has {named}. {way_out}"
+
+
+def _is_too_long(slide_id: str, room: int) -> bool:
+    last = len(os.fsencode(PurePath(slide_id).name))
+    return last > MAX_NAME_BYTES or len(os.fsencode(slide_id)) > room
 
 
 def _too_long(slide: SlideRef) -> str:
     return (
-        f"{slide.path}: its id has more than the {MAX_NAME_BYTES} bytes that leave room for the "
-        "suffixes of its outputs. Give it a shorter one by a manifest's slide_id."
+        f"{slide.source}: its id has more than the {MAX_NAME_BYTES} bytes, or with the output's "
+        f"path more than the {MAX_PATH_BYTES:,}, that leave room for the suffixes of its outputs. "
+        "Give it a shorter one by a manifest's slide_id."
     )
-
-
-def _missing(word: str) -> str:
-    path = Path(word)
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    hint = f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
-    return f"There is no file or folder {word!r}.{hint}"
 
 
 def _nothing(config: RunConfig, notes: list[str]) -> str:

@@ -4,53 +4,50 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from microtome._version import __version__
-from microtome.errors import IdentityError, MicrotomeError, StoreError
-from microtome.plugin.protocols import TileSink
-from microtome.run.attributes import feature_attributes, slide_attributes
-from microtome.run.budget import Threads
-from microtome.run.holdings import Holdings, StoreHolding, take_stock
-from microtome.run.identities import (
-    coords_identity,
-    feature_identity,
-    image_identity,
-    tissue_identity,
+from microtome.errors import (
+    IdentityError,
+    MicrotomeError,
+    OutputError,
+    SlideError,
+    SlideReadError,
+    StoreError,
 )
+from microtome.run.changes import Unchanged
+from microtome.run.holdings import take_stock
+from microtome.run.identities import asked_for, coords_identity, tissue_identity
 from microtome.run.overlays import draw_overlays
-from microtome.run.pixels import PixelPass, Sink
-from microtome.run.plan import PlannedEncoder, PlannedImages, RunPlan
+from microtome.run.plan import RunPlan
+from microtome.run.production import Production
 from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
+from microtome.run.summary import rounded
 from microtome.run.tissue import find_tissue
-from microtome.slide.clock import timed
+from microtome.slide.clock import accounted
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.tissue import mask_regions, regions_geojson
 from microtome.slide.types import SlideRef, TileGrid, TissueMask
-from microtome.store.attributes import write_folder_record
 from microtome.store.identity import Identity, fingerprint
 from microtome.store.masks import load_mask, save_mask
-from microtome.store.publish import (
-    FeatureScratch,
-    FeatureSet,
-    SlideContent,
-    publish,
-    publish_slide,
-    write_json,
-)
-from microtome.store.status import SlideStatus, read_status, write_status
+from microtome.store.publish import write_json
+from microtome.store.status import FAILED, SlideStatus, read_status, write_status
 
 
-def process_slide(plan: RunPlan, ref: SlideRef, reporter: Reporter) -> SlideStatus:
+def process_slide(
+    plan: RunPlan,
+    ref: SlideRef,
+    reporter: Reporter,
+    *,
+    avoid: frozenset[str] = frozenset(),
+    trying: Callable[[str], None] = lambda reader: None,
+) -> SlideStatus:
     """Do for one slide what a run asks, and leave its status record.
 
     Whatever goes wrong with the slide, in microtome or in a stranger's plugin, ends in a status
@@ -60,18 +57,45 @@ def process_slide(plan: RunPlan, ref: SlideRef, reporter: Reporter) -> SlideStat
         plan: The resolved run.
         ref: The slide.
         reporter: Hears of every stage.
+        avoid: Readers that brought a worker down on it.
+        trying: Told a reader's name before it is given the slide.
+
+    Raises:
+        OutputError: If the output takes nothing more, whatever the slide.
     """
-    work = SlideWork(plan=plan, ref=ref, reporter=reporter)
+    work = SlideWork(plan=plan, ref=ref, reporter=reporter, avoid=avoid, trying=trying)
     try:
         with ExitStack() as stack:
             work.run(stack)
         status = work.finished()
         write_status(plan.layout.status(ref.slide_id), status)
+    except OutputError:
+        raise
     except Exception as error:  # noqa: BLE001 - one bad slide never stops the others
-        status = work.failed(error)
-        if work.is_own and not work.is_refused(error):
-            with suppress(StoreError):  # the run's own record tells of it too
-                write_status(plan.layout.status(ref.slide_id), status)
+        status = _fail(work, error)
+    return status
+
+
+def fail_slide(
+    plan: RunPlan, ref: SlideRef, reporter: Reporter, error: Exception, *, stage: str
+) -> SlideStatus:
+    """Leave the record of a slide that failed before it could be worked on.
+
+    Args:
+        plan: The resolved run.
+        ref: The slide.
+        reporter: As of `process_slide`.
+        error: Why.
+        stage: Where.
+    """
+    return _fail(SlideWork(plan=plan, ref=ref, reporter=reporter, stage=stage), error)
+
+
+def _fail(work: SlideWork, error: Exception) -> SlideStatus:
+    status = work.failed(work.explain(error))
+    if work.is_own and not work.is_refused(error):
+        with suppress(StoreError):  # the run's own record tells of it too
+            write_status(work.plan.layout.status(work.ref.slide_id), status)
     return status
 
 
@@ -83,50 +107,64 @@ class SlideWork:
         plan: The resolved run.
         ref: The slide.
         reporter: Hears of every stage.
+        avoid: Readers that brought a worker down on it.
+        trying: Told a reader's name before it is given the slide.
         stage: The stage that it is in.
         seconds: Time spent by stage.
+        profile: Of the pass over the pixels, seconds of all threads together.
         identities: Digests by what they identify.
         outputs: What was written or found, by what it is.
         tiles: Number of tiles, once known.
+        tiles_per_second: Of the pass over the pixels, once it is done.
         wrote: Whether anything was computed.
         reader: Which reader, once open.
         why: Why this one.
         fingerprint: The slide's.
         warnings: What the user should know of it.
+        unchanged: Its files as they were before they were opened.
         began: When, UTC.
     """
 
     plan: RunPlan
     ref: SlideRef
     reporter: Reporter
+    avoid: frozenset[str] = frozenset()
+    trying: Callable[[str], None] = lambda reader: None
     stage: str = "open"
     seconds: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, Path] = field(default_factory=dict)
     tiles: int | None = None
+    tiles_per_second: float | None = None
     wrote: bool = False
     reader: str = ""
     why: str = ""
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
+    unchanged: Unchanged = field(init=False)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.unchanged = Unchanged([self.ref.path, *self.ref.companions])
 
     def run(self, stack: ExitStack) -> None:
         """Take the slide through the stages that the task asks for."""
-        with self._timed("open"):
+        stack.enter_context(accounted(self.profile))
+        with self.timed("open"):
             slide = stack.enter_context(self._open())
-        with self._timed("tissue"):
+        with self.timed("tissue"):
             tissue, mask = self._tissue(slide)
         if self.plan.config.task == "tissue":
             self._overlays(slide, mask, None)
             return
-        with self._timed("coords"):
+        with self.timed("coords"):
             grid = self.plan.tiler.plan(slide.info, mask)
             identity = coords_identity(self.plan, tissue)
             self.identities["coords"] = identity.digest
             if not len(grid):
                 self.warnings.append(_why_empty(slide, mask, grid))
-        with self._timed("check"):
+        with self.timed("check"):
             holdings = take_stock(self.plan, self.ref, self.fingerprint, identity)
             self.outputs |= {
                 writer.name: self.plan.layout.slide(writer.spec, self.ref.slide_id)
@@ -136,7 +174,11 @@ class SlideWork:
         if holdings.complete:
             coords = grid.coords if holdings.coords is None else holdings.coords
         else:
-            coords = self._produce(slide, grid, identity, holdings)
+            production = Production(
+                work=self, slide=slide, grid=grid, identity=identity, holdings=holdings
+            )
+            coords = production.run()
+            self.wrote = True
         self.tiles = len(coords)
         self._overlays(slide, mask, replace(grid, coords=coords, columns={}))
 
@@ -147,13 +189,22 @@ class SlideWork:
         if self.plan.config.force or not path.exists():
             return True
         before = read_status(path)
-        same = before.path == str(self.ref.path) or before.fingerprint == self.fingerprint
-        return same or before.state == "failed"
+        same = before.path == self.ref.source or before.fingerprint == self.fingerprint
+        return same or before.state in FAILED
 
     def is_refused(self, error: Exception) -> bool:
         """Whether nothing was touched, so that the record of what is there still holds."""
         there = self.plan.layout.status(self.ref.slide_id).exists()
         return isinstance(error, IdentityError) and there
+
+    def explain(self, error: Exception) -> Exception:
+        """Give the cause of an error: a reader cannot know that a file is being written."""
+        if isinstance(error, SlideError) or not isinstance(error, MicrotomeError):
+            try:
+                self.unchanged.check()
+            except SlideReadError as changed:
+                return changed
+        return error
 
     def finished(self) -> SlideStatus:
         """Describe a slide that went well."""
@@ -173,7 +224,7 @@ class SlideWork:
         layout = self.plan.layout
         return SlideStatus(
             slide_id=self.ref.slide_id,
-            path=str(self.ref.path),
+            path=self.ref.source,
             state=state,
             task=self.plan.config.task,
             fingerprint=self.fingerprint,
@@ -182,17 +233,27 @@ class SlideWork:
             encoders=tuple(encoder.name for encoder in self.plan.encoders),
             tiles=self.tiles,
             seconds={stage: round(value, 3) for stage, value in self.seconds.items()},
+            profile=rounded(self.profile),
+            tiles_per_second=self.tiles_per_second,
             outputs={name: layout.relative(path) for name, path in self.outputs.items()},
             identities=dict(self.identities),
             warnings=tuple(self.warnings),
             started=self.began.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
+            round=self.plan.round,
+            asked=asked_for(self.plan, self.ref),
             **failure,
         )
 
     @contextmanager
-    def _timed(self, stage: str, tiles: int = 0) -> Iterator[None]:
+    def timed(self, stage: str, tiles: int = 0) -> Iterator[None]:
+        """Enter a stage, tell of it and count its time.
+
+        Args:
+            stage: Its name.
+            tiles: That are ahead.
+        """
         self.stage = stage
         self.reporter.stage(self.ref.slide_id, stage, tiles)
         began = time.monotonic()
@@ -207,12 +268,17 @@ class SlideWork:
             before = read_status(self.plan.layout.status(self.ref.slide_id))
             raise IdentityError(
                 f"The output holds another slide of the id {self.ref.slide_id!r}, {before.path}; "
-                f"this one is {self.ref.path}. Tell them apart with slide_id=relpath or a "
+                f"this one is {self.ref.source}. Tell them apart with slide_id=relpath or a "
                 "manifest's slide_id."
             )
         choice = self.plan.config.reader
         slide = open_slide(
-            self.ref, reader=choice.plugin, config=choice.config, registry=self.plan.registry
+            self.ref,
+            reader=choice.plugin,
+            config=choice.config,
+            registry=self.plan.registry,
+            avoid=self.avoid,
+            trying=self.trying,
         )
         self.reader, self.why = slide.info.reader, slide.why
         return slide
@@ -230,114 +296,11 @@ class SlideWork:
         mask = find_tissue(
             slide, self.plan.segmenter, self.plan.segmenter_spec, self.plan.config.tissue
         )
+        self.unchanged.check()
         write_json(regions, regions_geojson(mask_regions(mask)), indent=None)
         save_mask(path, mask, identity=identity, extra={"slide_id": slide_id})
         self.wrote = True
         return identity, mask
-
-    def _produce(
-        self, slide: OpenedSlide, grid: TileGrid, identity: Identity, holdings: Holdings
-    ) -> NDArray[np.int32]:
-        """Read the tiles once if anything needs them, and publish what was missing."""
-        encoders = [e for e in self.plan.encoders if e.name in holdings.missing]
-        attributes = slide_attributes(slide, grid.geometry, identity, len(grid))
-        with ExitStack() as stack:
-            scratches = [stack.enter_context(self._scratch(e, len(grid))) for e in encoders]
-            passed = PixelPass(
-                filter=self.plan.config.filter,
-                encoders=list(zip(encoders, scratches, strict=True)),
-                sinks=[
-                    Sink(
-                        stack.enter_context(self._sink(image, identity, attributes)),
-                        image.spec.concurrent,
-                    )
-                    for image in holdings.images
-                ],
-                batch_size=self.plan.config.batch_size,
-                threads=self.plan.share_threads(encoders),
-                advance=self.reporter.advance,
-            )
-            content = self._content(slide, grid, passed, attributes)
-            features = {
-                encoder.name: FeatureSet(
-                    scratch.source(None if passed.keep.all() else np.flatnonzero(passed.keep)),
-                    self._attributes(encoder, identity, passed.threads),
-                )
-                for encoder, scratch in passed.encoders
-            }
-            with self._timed("write"), timed("write"):
-                for holding in holdings.stores:
-                    self._publish(holding, replace(content, features=features))
-            # What a sink's folder says of its tiles is known only now.
-            attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
-        self.wrote = True
-        return content.coords
-
-    def _content(
-        self, slide: OpenedSlide, grid: TileGrid, passed: PixelPass, attributes: Mapping[str, Any]
-    ) -> SlideContent:
-        """Make the one pass, unless nobody looks at a pixel, and give what was kept."""
-        kept = np.ones(len(grid), np.bool_)
-        columns: dict[str, NDArray[Any]] = {}
-        if passed.needed:
-            with self._timed("tiles", len(grid)):
-                for encoder, _ in passed.encoders:
-                    encoder.ensure_loaded()
-                passed.run(slide.reader, grid)
-            for encoder, _ in passed.encoders:
-                self.warnings += getattr(encoder.encoder, "notes", ())
-            kept, columns = passed.keep, {"has_background": passed.has_background}
-        return SlideContent(
-            coords=grid.coords[kept],
-            columns={k: column[kept] for k, column in {**grid.columns, **columns}.items()},
-            attributes={**attributes, "num_patches": int(kept.sum())},
-            features={},
-        )
-
-    def _attributes(
-        self, encoder: PlannedEncoder, coords: Identity, threads: Threads
-    ) -> dict[str, Any]:
-        identity = feature_identity(self.plan, encoder, coords)
-        self.identities[f"features/{encoder.name}"] = identity.digest
-        return feature_attributes(encoder, self.plan, identity, threads=threads)
-
-    def _scratch(self, encoder: PlannedEncoder, rows: int) -> FeatureScratch:
-        config = self.plan.config
-        return FeatureScratch(
-            config.output, rows, config.feature_dtype, name=encoder.name, dim=encoder.card.dim
-        )
-
-    @contextmanager
-    def _sink(
-        self, image: PlannedImages, coords: Identity, attributes: Mapping[str, Any]
-    ) -> Iterator[TileSink]:
-        identity = image_identity(image, coords)
-        final = self.plan.layout.slide(image.spec, self.ref.slide_id)
-        own = {"identity": identity.digest, "identity_fields": dict(identity.fields)}
-        with publish(final, layout=image.spec.layout) as path:
-            sink = image.writer.open(path, self.ref.slide_id, attributes)
-            yield sink
-            sink.close()
-            write_folder_record(path, {**attributes, **own})
-
-    def _publish(self, holding: StoreHolding, content: SlideContent) -> None:
-        """Publish a new slide, or add to one what it lacks."""
-        if holding.complete:
-            return
-        if holding.coords is not None and not np.array_equal(holding.coords, content.coords):
-            raise StoreError(
-                f"{holding.path} has the identity of this run but other coordinates; "
-                "nothing was added to it. Compute it again with force=true."
-            )
-        mine = {name: content.features[name] for name in holding.missing}
-        attributes = {**content.attributes, "writer": holding.store.fields}
-        publish_slide(
-            holding.path,
-            holding.store.writer,
-            holding.store.spec,
-            replace(content, features=mine, attributes=attributes),
-            force=holding.replace,
-        )
 
     def _overlays(self, slide: OpenedSlide, mask: TissueMask, grid: TileGrid | None) -> None:
         named = {k: self.plan.layout.visualization(self.ref.slide_id, k) for k in OVERLAYS}
@@ -348,7 +311,7 @@ class SlideWork:
         paths = {k: named[k] for k in OVERLAYS if k in wanted and (grid is not None or k != "grid")}
         self.outputs |= {f"{kind} overlay": path for kind, path in paths.items()}
         if paths:
-            with self._timed("overlays"):
+            with self.timed("overlays"):
                 draw_overlays(slide, paths, self.identities, mask=mask, grid=grid)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from microtome.slide.batch import TileBatch, prepare_tiles, prepared_size, tile_
 from microtome.slide.clock import timed
 from microtome.slide.content import content_keep
 from microtome.slide.types import TileGrid
+from microtome.store.atomic import wrap_errors
 from microtome.store.publish import FeatureScratch
 
 _MOST_AT_ONCE = 512
@@ -62,14 +64,20 @@ class Sink:
     Attributes:
         sink: The object.
         concurrent: Whether it takes tiles from several threads at once.
+        final: What the images become; for messages.
     """
 
     sink: TileSink
     concurrent: bool = False
+    final: Path = Path()
 
     def write(self, coords: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
-        """Write some tiles."""
-        with timed("write"):
+        """Write some tiles.
+
+        Raises:
+            StoreError: If they cannot be written.
+        """
+        with timed("write"), wrap_errors(self.final):
             self.sink.write(coords, pixels)
 
 
@@ -158,6 +166,7 @@ class PixelPass:
             finish=lambda batch, at: self._finish_part(batch, at, resized),
             extra={k: (*prepared_size((size, size), t), 3) for k, t in resized.items()},
             allocate=_allocator(self._by_one),
+            counted=bool(self._by_one),
         )
 
     def _finish_part(self, batch: Batch, at: slice, resized: Mapping[Hashable, Transform]) -> None:

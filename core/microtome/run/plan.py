@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import ConfigError, EncoderError, InputError
@@ -25,7 +26,13 @@ from microtome.plugin.specs import (
 )
 from microtome.run.budget import Threads, cpu_budget, share_threads
 from microtome.run.devices import describe_fallback, resolve_device, resolve_precision
-from microtome.run.settings import DEFAULT_BATCH_SIZE, Choice, EncoderChoice, RunConfig
+from microtome.run.settings import (
+    DEFAULT_BATCH_SIZE,
+    Choice,
+    EncoderChoice,
+    RunConfig,
+    StagingSettings,
+)
 from microtome.run.target import (
     describe_target,
     has_target,
@@ -158,6 +165,7 @@ class RunPlan:
         images: Writers of pixels.
         layout: Where outputs go.
         notes: What the user should be told before the run starts.
+        round: What tells this round of commands from every other; empty for a run by itself.
     """
 
     config: RunConfig
@@ -173,6 +181,7 @@ class RunPlan:
     images: tuple[PlannedImages, ...]
     layout: OutputLayout
     notes: tuple[str, ...]
+    round: str = ""
 
     @property
     def writers(self) -> tuple[PlannedWriter, ...]:
@@ -251,7 +260,28 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         images=images,
         layout=OutputLayout(config.output, _tiling(config, tiler_fields)),
         notes=tuple(notes),
+        round=name_round(config),
     )
+
+
+def name_round(config: RunConfig) -> str:
+    """Name the round that a run is part of; empty for a run by itself.
+
+    By its word and by what is asked for: one job of a sweep is not another.
+    """
+    if not config.claims.round:
+        return ""
+    asked = replace(
+        config,
+        run_dir=None,
+        threads=None,
+        reader_threads=None,
+        torch_threads=None,
+        engine=Choice(plugin="inline"),
+        staging=StagingSettings(),
+        resolved={},
+    )
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def _configured(registry: Registry, kind: str, choice: Choice) -> tuple[Any, Any]:

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any
 
 from microtome._version import __version__
-from microtome.errors import StoreError
+from microtome.errors import MicrotomeError, OutputError, StoreError
+from microtome.plugin.protocols import Engine
 from microtome.plugin.registry import Registry, get_registry
 from microtome.run.attributes import provenance
 from microtome.run.budget import keep_memory
 from microtome.run.inputs import Refused, SlideList, find_slides
+from microtome.run.job import Job
 from microtome.run.overlays import clashing
-from microtome.run.pipeline import process_slide
 from microtome.run.plan import RunPlan, make_plan
 from microtome.run.progress import Reporter, make_reporter
 from microtome.run.settings import RunConfig
-from microtome.run.summary import RunResult, rounded, summarise
-from microtome.slide.clock import profiling
+from microtome.run.signals import signals_interrupt
+from microtome.run.summary import RunResult, add_profiles, rounded, summarise
 from microtome.store.publish import sweep, write_json
-from microtome.store.status import SlideStatus
+from microtome.store.status import FAILED, SlideStatus
 
 EXIT_DONE = 0
+EXIT_STOPPED = 1
 EXIT_FAILED_SLIDES = 3
+EXIT_HELD_SLIDES = 4
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
-
-class Terminated(KeyboardInterrupt):
-    """The run was asked to end by SIGTERM."""
-
-    exit_code = EXIT_TERMINATED
 
 
 def run(config: RunConfig) -> int:
@@ -67,6 +60,7 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
         reporter: Hears how it goes.
 
     Raises:
+        OutputError: If the output took nothing more; what was finished is kept.
         MicrotomeError: If the run cannot start.
         KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
     """
@@ -75,8 +69,8 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     notes = [plan.first_line, *plan.notes, *_unused_masks(plan, slides), *slides.notes]
     result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
-    _prepare(plan, slides)
-    with reporter, _sigterm_interrupts(), keep_memory(plan.encoders), _profiled(plan, result):
+    _sweep(plan, [ref.slide_id for ref in slides.slides])
+    with reporter, signals_interrupt(), keep_memory(plan.encoders):
         for note in result.notes:
             reporter.note(note)
         _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))
@@ -89,16 +83,38 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
         except KeyboardInterrupt as interrupt:
             result.exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
             raise
+        except MicrotomeError as error:
+            result.exit_code, result.error = EXIT_STOPPED, str(error)
+            if not isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{error} {_so_far(result)}") from error
         finally:
             result.seconds = time.monotonic() - began
-            if result.exit_code == EXIT_DONE and result.counts.get("failed"):
-                result.exit_code = EXIT_FAILED_SLIDES
+            if plan.config.profile:
+                result.profile = add_profiles(result.statuses)
+            broken_off = result.exit_code != EXIT_DONE
+            if not broken_off:
+                result.exit_code = _exit_code(result.counts)
             record = _record(plan, slides, started) | _outcome(result)
-            if plan.config.run_dir is not None:
-                result.record = plan.config.run_dir / "run.json"
-                write_json(result.record, record)
+            # Why it was broken off is told, not that this could not be written down.
+            with suppress(StoreError) if broken_off else nullcontext():
+                _write_record(plan, result, record)
             _notify(plan.registry, "run_finished", reporter, run=record)
     return result
+
+
+def _so_far(result: RunResult) -> str:
+    finished = sum(status.state not in FAILED for status in result.statuses)
+    return (
+        f"The run ended there, with {finished} of its slides finished; the same command goes on "
+        "with the others."
+    )
+
+
+def _write_record(plan: RunPlan, result: RunResult, record: Mapping[str, Any]) -> None:
+    if plan.config.run_dir is not None:
+        result.record = plan.config.run_dir / "run.json"
+        write_json(result.record, record)
 
 
 def _refuse_clashes(plan: RunPlan, slides: SlideList) -> SlideList:
@@ -132,42 +148,23 @@ def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[
     for refused in slides.refused:
         yield SlideStatus(
             slide_id=refused.slide.slide_id,
-            path=str(refused.slide.path),
+            path=refused.slide.source,
             state="failed",
             stage="inputs",
             task=plan.config.task,
             error={"type": "InputError", "message": refused.reason},
             version=__version__,
         )
-    for ref in slides.slides:
-        yield process_slide(plan, ref, reporter)
+    choice = plan.config.engine
+    engine: Engine = plan.registry.create("engine", choice.plugin, choice.config)
+    with closing(engine.run(Job(plan=plan, slides=slides.slides, reporter=reporter))) as statuses:
+        yield from statuses
 
 
-def _prepare(plan: RunPlan, slides: SlideList) -> None:
-    """Sweep what killed runs left, and load the weights if any slide is sure to need them.
-
-    Loading now tells of a missing file or a closed gate before any slide is opened.
-    """
-    ids = [ref.slide_id for ref in slides.slides]
-    _sweep(plan, ids)
-    if plan.encoders and any(_lacks_features(plan, name) for name in ids):
-        for encoder in plan.encoders:
-            encoder.ensure_loaded()
-
-
-def _lacks_features(plan: RunPlan, slide_id: str) -> bool:
-    wanted = {encoder.name for encoder in plan.encoders}
-    for store in plan.stores:
-        path = plan.layout.slide(store.spec, slide_id)
-        if plan.config.force or not path.exists():
-            return True
-        with (
-            suppress(StoreError),
-            store.writer.open_stored(path) as stored,
-        ):  # told when its turn comes
-            if wanted - set(stored.feature_names()):
-                return True
-    return False
+def _exit_code(counts: Mapping[str, int]) -> int:
+    if counts.get("failed") or counts.get("quarantined"):
+        return EXIT_FAILED_SLIDES
+    return EXIT_HELD_SLIDES if counts.get("held") else EXIT_DONE
 
 
 def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
@@ -180,6 +177,7 @@ def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
             *(layout.slide(writer.spec, name) for writer in plan.writers),
             layout.tissue(name, ""),
             layout.status(name),
+            layout.claim(name, ""),
             *(layout.visualization(name, kind) for kind in plan.config.visualize),
         )
     }:
@@ -195,7 +193,7 @@ def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, An
         "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
         "segmenter": plan.segmenter_fields,
         "tiler": plan.tiler_fields,
-        "slides": [{"slide_id": ref.slide_id, "path": str(ref.path)} for ref in slides.slides],
+        "slides": [{"slide_id": ref.slide_id, "path": ref.source} for ref in slides.slides],
         "left_aside": list(slides.notes),
         "started": started.isoformat(timespec="seconds"),
     }
@@ -208,10 +206,11 @@ def _outcome(result: RunResult) -> dict[str, Any]:
         "counts": result.counts,
         **({"profile": rounded(result.profile)} if result.profile else {}),
         "exit_code": result.exit_code,
+        **({"error": result.error} if result.error else {}),
         "failed": {
             status.slide_id: {"stage": status.stage, **(status.error or {})}
             for status in result.statuses
-            if status.state == "failed"
+            if status.state in FAILED
         },
     }
 
@@ -219,31 +218,3 @@ def _outcome(result: RunResult) -> dict[str, Any]:
 def _notify(registry: Registry, hook: str, reporter: Reporter, **what: Mapping[str, Any]) -> None:
     for complaint in registry.notify(f"microtome_{hook}", **what):
         reporter.note(complaint)
-
-
-@contextmanager
-def _profiled(plan: RunPlan, result: RunResult) -> Iterator[None]:
-    """Keep account of where the time goes, if that was asked for."""
-    if not plan.config.profile:
-        yield
-        return
-    with profiling() as profile:
-        result.profile = profile.seconds
-        yield
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, where signals can be handled."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

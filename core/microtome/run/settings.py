@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from microtome.errors import ConfigError
@@ -142,6 +141,56 @@ class FilterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimSettings:
+    """How workers share one output.
+
+    Attributes:
+        wait: Whether a run comes back to slides that other workers hold until they are free. If
+            not, it leaves them to those and ends with exit code 4.
+        seconds: A claim that was not renewed for so long is taken over. Every worker on one
+            output must say the same.
+        attempts: A slide whose worker died so many times is quarantined; 0 for never.
+        retry: Whether what earlier runs died of is forgotten, quarantined slides included.
+        round: Commands that were started together say the same word here, such as the number of
+            their job array: what became of a slide in one of them then holds for all.
+    """
+
+    wait: bool = True
+    seconds: float = 60.0
+    attempts: int = 3
+    retry: bool = False
+    round: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seconds < math.inf:
+            raise ConfigError(f"claims.seconds={self.seconds:g} must be at least 1.")
+        if self.attempts < 0:
+            raise ConfigError(f"claims.attempts={self.attempts} must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagingSettings:
+    """How slides are copied from slow or remote storage before they are opened.
+
+    Attributes:
+        cache: The folder on a local disk that slides are copied to; without one, only slides
+            named by URL are, to the user's cache folder.
+        budget_gb: GiB that the copies of all runs on this machine may take there.
+        ahead: Slides that are copied for each worker while it works on another.
+    """
+
+    cache: str | None = None
+    budget_gb: float = 100.0
+    ahead: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget_gb < math.inf:
+            raise ConfigError(f"staging.budget_gb={self.budget_gb:g} must be above 0.")
+        if self.ahead < 0:
+            raise ConfigError(f"staging.ahead={self.ahead} must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that a run needs to know.
 
@@ -171,6 +220,9 @@ class RunConfig:
         reader_threads: How many of them read, resample and write images; None to share them out
             by what the encoders need.
         torch_threads: How many torch may use on a CPU; None likewise.
+        engine: What starts the workers.
+        claims: How workers share one output.
+        staging: How slides are copied before they are opened.
         profile: Whether the time of the pass over the pixels is accounted for by stage.
         resolved: The composed configuration as plain values, for the run record.
     """
@@ -199,8 +251,11 @@ class RunConfig:
     threads: int | None = None
     reader_threads: int | None = None
     torch_threads: int | None = None
+    engine: Choice = Choice(plugin="inline")
+    claims: ClaimSettings = ClaimSettings()
+    staging: StagingSettings = StagingSettings()
     profile: bool = False
-    resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, TASKS)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from microtome.errors import one_line
 from microtome.run.plan import RunPlan
 from microtome.run.progress import duration
 from microtome.slide.clock import STAGES
-from microtome.store.status import SlideStatus
+from microtome.store.status import FAILED, SlideStatus
 
 
 @dataclass(eq=False, kw_only=True)
@@ -21,7 +22,9 @@ class RunResult:
         statuses: One a slide, in the order of the run.
         notes: What the user was told on the way.
         seconds: Wall time.
-        exit_code: 0 all done or empty, 3 failed slides, 130 / 143 interrupted.
+        exit_code: 0 all done or empty, 1 broken off by an error, 3 failed slides, 4 slides that
+            other workers hold, 130 / 143 interrupted.
+        error: Why it was broken off, if it was.
         record: Where the run record is, if the run has a folder.
         profile: Seconds by stage, all threads together, if the run was to keep account.
     """
@@ -30,6 +33,7 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     exit_code: int = 0
+    error: str = ""
     record: Path | None = None
     profile: Mapping[str, float] = field(default_factory=dict)
 
@@ -44,17 +48,18 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
     config = plan.config
     counts = ", ".join(f"{count} {state}" for state, count in sorted(result.counts.items()))
     slides = "slide" if len(result.statuses) == 1 else "slides"
-    lines = [f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"]
+    ended = f"{len(result.statuses)} {slides}: {counts} in {duration(result.seconds)}"
+    lines = [ended if result.statuses else "No slide was worked on here."]
     lines.append(f"asked for: {plan.first_line}")
-    if any(status.state != "failed" for status in result.statuses):
+    if any(status.state not in FAILED for status in result.statuses):
         lines += [f"{w.name}: {plan.layout.slide(w.spec, '<slide>')}" for w in plan.writers]
         lines.append(f"tissue: {plan.layout.tissue_folder}")
         if config.visualize:
             lines.append(f"overlays: {plan.layout.visualization_folder}")
     failed = [
-        f"failed: {status.slide_id} at {status.stage}: {status.message}"
+        one_line(f"{status.state}: {status.slide_id} at {status.stage}: {status.message}")
         for status in result.statuses
-        if status.state == "failed"
+        if status.state in FAILED
     ]
     lines += dict.fromkeys(failed)
     lines += _account(result)
@@ -75,6 +80,14 @@ def _account(result: RunResult) -> Iterator[str]:
         stages.update(status.seconds)
     shown = ", ".join(f"{stage} {value:.2f} s" for stage, value in stages.items())
     yield f"slides, wall time: {shown}"
+
+
+def add_profiles(statuses: Iterable[SlideStatus]) -> dict[str, float]:
+    """Add up where the time of slides went, whichever processes worked on them."""
+    total: Counter[str] = Counter()
+    for status in statuses:
+        total.update(status.profile)
+    return dict(total)
 
 
 def rounded(profile: Mapping[str, float]) -> dict[str, float]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from microtome.errors import InputError
+from microtome.run.paths import absolute, as_on_disk, describe_missing, is_file
+from microtome.run.sources import is_url, url_path
 
 SLIDE_COLUMNS = ("slide", "wsi", "slide_path", "wsi_path", "image_path", "path", "filename", "file")
 """Names of the column that names a slide; the first one present counts."""
 
 MASK_COLUMNS = ("mask_path", "mask")
+
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class ManifestEntry:
         mask_path: Absolute, or None.
         extra: The other columns.
         problem: Why this slide cannot be done, or empty.
+        url: Where the slide lies, if that is no path.
     """
 
     path: Path
@@ -53,6 +62,7 @@ class ManifestEntry:
     mask_path: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    url: str = ""
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
@@ -60,7 +70,8 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
 
     Columns: the slide (`SLIDE_COLUMNS`), and if wanted ``slide_id``, ``mpp`` (µm per level-0
     pixel) and ``mask_path``; others are kept as text. A relative path is looked for beside the
-    manifest first, then in the working directory. Comma, semicolon or tab separated, UTF-8.
+    manifest first, then in the working directory. Comma, semicolon or tab separated; UTF-8, or
+    UTF-16 with its byte order mark, as spreadsheets write it.
 
     Raises:
         InputError: Naming file and line.
@@ -71,9 +82,10 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     entries: dict[str, ManifestEntry] = {}
     for row in rows:
         entry = _entry(path.parent, row, slide, mask)
-        key = os.path.realpath(entry.path)
+        key = entry.url or os.path.realpath(entry.path)
         if key in entries:
-            raise InputError(f"{row.where}: {entry.path} is already in {entries[key].where}.")
+            named = entry.url or entry.path
+            raise InputError(f"{row.where}: {named} is already in {entries[key].where}.")
         entries[key] = entry
     return list(entries.values())
 
@@ -84,9 +96,11 @@ def _entry(folder: Path, row: Row, slide: str, mask: str) -> ManifestEntry:
     mpp, slide_id = values.pop("mpp", ""), values.pop("slide_id", "")
     if not name:
         raise InputError(f"{row.where}: the column {slide!r} is empty.")
-    path = _find(folder, name)
+    url = name if is_url(name) else ""
+    path = _url_path(url, row) if url else _find(folder, name)
     mask_path = _find(folder, mask_name) if mask_name else None
-    missing = [given for given in (path, mask_path) if given is not None and not given.is_file()]
+    needed = [mask_path] if url else [path, mask_path]
+    missing = [given for given in needed if given is not None and not is_file(given)]
     return ManifestEntry(
         path=path,
         where=row.where,
@@ -94,19 +108,22 @@ def _entry(folder: Path, row: Row, slide: str, mask: str) -> ManifestEntry:
         mpp=_positive(mpp, row) if mpp else None,
         mask_path=mask_path,
         extra=values,
-        problem=f"{row.where}: there is no file {str(missing[0])!r}." if missing else "",
+        problem=f"{row.where}: {describe_missing(missing[0])}" if missing else "",
+        url=url,
     )
+
+
+def _url_path(url: str, row: Row) -> Path:
+    try:
+        return url_path(url)
+    except InputError as error:
+        raise InputError(f"{row.where}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> Path:
     """Look for a file beside the manifest, then in the working directory."""
-    beside, here = absolute(folder / name), absolute(Path.cwd() / name)
-    return here if here.is_file() and not beside.is_file() else beside
-
-
-def absolute(path: Path) -> Path:
-    """Make a path absolute without following links: a link's name is what its user chose."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links
+    beside, here = (as_on_disk(absolute(base / name)) for base in (folder, Path.cwd()))
+    return here if is_file(here) and not is_file(beside) else beside
 
 
 def _positive(text: str, row: Row) -> float:
@@ -120,9 +137,9 @@ def _positive(text: str, row: Row) -> float:
 
 
 def parse_mpp(text: str) -> float | None:
-    """Give a positive, finite number, or None for anything else."""
+    """Give a positive, finite number, with a point or a comma; None for anything else."""
     try:
-        value = float(text)
+        value = float(text.replace(",", ".") if _NUMBER.fullmatch(text) else "nan")
     except ValueError:
         return None
     return value if math.isfinite(value) and value > 0 else None
@@ -218,10 +235,10 @@ class MppTable:
         return [os.path.realpath(base / name) for base in (self._path.parent, Path.cwd())]
 
     def _name_of(self, name: str) -> list[str]:
-        return ["name:" + _file_name(name)]
+        return ["name:" + _nfc(_file_name(name))]
 
     def _stem_of(self, name: str) -> list[str]:
-        name = _file_name(name)
+        name = _nfc(_file_name(name))
         suffix = Path(name).suffix
         known = suffix.lower() in self._suffixes
         return ["stem:" + (name.removesuffix(suffix) if known else name)]
@@ -232,10 +249,14 @@ def _file_name(name: str) -> str:
     return re.split(r"[/\\]", name)[-1]
 
 
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def _by_key(paths: Iterable[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in paths:
-        for key in (os.path.realpath(path), f"name:{path.name}", f"stem:{path.stem}"):
+        for key in (os.path.realpath(path), f"name:{_nfc(path.name)}", f"stem:{_nfc(path.stem)}"):
             found.setdefault(key, []).append(path)
     return found
 
@@ -282,22 +303,32 @@ def _row(where: str, names: Sequence[str], values: Sequence[str]) -> Row:
 
 def _names(path: Path, line: int, header: Sequence[str]) -> list[str]:
     names = [re.sub(r"[\s-]+", "_", name.lower()) for name in header]
-    for name in names:
-        if name and names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if name and count > 1:
             raise InputError(f"{path} line {line}: the column {name!r} is there twice.")
     return names
 
 
 def _decode(path: Path) -> str:
+    if not is_file(path):
+        raise InputError(f"The table cannot be read: {describe_missing(path)}")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    # With or without a byte order mark.
+    wide = data.startswith(_UTF16)
+    encoding, name = ("utf-16", "UTF-16") if wide else ("utf-8-sig", "UTF-8")
     try:
-        # With or without a byte order mark.
-        return data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = data[: error.start].decode(encoding, "ignore").count("\n") + 1
         raise InputError(
-            f"{path} line {line}: not UTF-8 text; save the table as CSV in UTF-8."
+            f"{path} line {line}: not {name} text; save the table as CSV in UTF-8."
         ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(
+            f"{path} line {line}: holds a NUL, which no text does; save the table as CSV in UTF-8."
+        )
+    return text

@@ -28,23 +28,40 @@ class Profile:
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _local: threading.local = field(default_factory=threading.local, repr=False)
+    _local: _Inner = field(default_factory=lambda: _Inner(), repr=False)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add the time of a ``with`` block to a stage."""
-        outer: list[float] = self._local.__dict__.setdefault("inner", [])
-        outer.append(0.0)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            took = time.perf_counter() - began
-            own = took - outer.pop()
-            if outer:
-                outer[-1] += took
-            with self._lock:
-                self.seconds[stage] += own
+        return _Timed(self, stage)
+
+
+class _Inner(threading.local):
+    """The time of the stages inside of those that a thread is in."""
+
+    def __init__(self) -> None:
+        self.stack: list[float] = []
+
+
+class _Timed(AbstractContextManager[None]):
+    """A ``with`` block that is timed: a class, since every tile has several."""
+
+    __slots__ = ("_began", "_profile", "_stack", "_stage")
+
+    def __init__(self, profile: Profile, stage: str) -> None:
+        self._profile, self._stage = profile, stage
+
+    def __enter__(self) -> None:
+        self._stack = self._profile._local.stack
+        self._stack.append(0.0)
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        took = time.perf_counter() - self._began
+        own = took - self._stack.pop()
+        if self._stack:
+            self._stack[-1] += took
+        with self._profile._lock:
+            self._profile.seconds[self._stage] += own
 
 
 _active: Profile | None = None
@@ -68,3 +85,21 @@ def profiling() -> Iterator[Profile]:
         yield _active
     finally:
         _active = before
+
+
+@contextmanager
+def accounted(seconds: dict[str, float]) -> Iterator[None]:
+    """Keep account of a block by itself. A profile that was asked for counts it, too.
+
+    Args:
+        seconds: Filled by stage when the block ends, however it does.
+    """
+    outer = _active
+    with profiling() as profile:
+        try:
+            yield
+        finally:
+            seconds.update(profile.seconds)
+            if outer is not None:
+                for stage, value in profile.seconds.items():
+                    outer.seconds[stage] += value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from microtome.plugin.protocols import Reader
 
 AUTO = "auto"
+
+_MOST_LEVELS = 64
+"""No pyramid has more, however slowly it gets coarser."""
+
+_LONGEST_REASON = 300
+"""Characters of what a library says of a file: some quote it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ def open_slide(
     reader: str = AUTO,
     config: object | None = None,
     registry: Registry | None = None,
+    avoid: Collection[str] = (),
+    trying: Callable[[str], None] = lambda name: None,
 ) -> OpenedSlide:
     """Open a slide.
 
@@ -72,6 +80,8 @@ def open_slide(
         reader: A reader's name, or ``auto``.
         config: For an explicit reader, an instance of its ``config`` class.
         registry: Where readers are looked up; the installed ones if None.
+        avoid: Readers that ``auto`` tries last, for having brought a process down on this slide.
+        trying: Told a reader's name before it is given the file.
 
     Returns:
         The open slide.
@@ -88,8 +98,9 @@ def open_slide(
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise SlideOpenError(f"{path} {kind}. Give the path of a slide's file.")
     if reader != AUTO:
+        trying(registry.find("reader", reader).spec.name)
         return _open_with(ref, registry.find("reader", reader), config, registry)
-    return _open_auto(ref, registry)
+    return _open_auto(ref, registry, avoid, trying)
 
 
 def check_levels(info: SlideInfo) -> None:
@@ -100,6 +111,8 @@ def check_levels(info: SlideInfo) -> None:
     """
     if not info.levels:
         raise SlideOpenError("it has no levels")
+    if len(info.levels) > _MOST_LEVELS:
+        raise SlideOpenError(f"it has {len(info.levels)} levels, and a pyramid at most a dozen")
     for index, level in enumerate(info.levels):
         if level.width < 1 or level.height < 1:
             raise SlideOpenError(
@@ -130,16 +143,20 @@ def _open_with(
     return _finish(ref, opened, info, f"{name}, as asked")
 
 
-def _open_auto(ref: SlideRef, registry: Registry) -> OpenedSlide:
+def _open_auto(
+    ref: SlideRef, registry: Registry, avoid: Collection[str], trying: Callable[[str], None]
+) -> OpenedSlide:
     suffix = ref.path.suffix.lower()
     claimed = [e for e in registry.entries("reader") if suffix in _suffixes(e)]
     candidates = _available(claimed) if claimed else list(_probed(ref.path, registry))
     described = suffix if claimed else "what its first bytes say"
-    vouched, sentence = _find_voucher(ref.path, candidates, registry)
-    candidates.sort(key=lambda entry: entry is not vouched)
+    trusted = [entry for entry in candidates if entry.spec.name not in avoid]
+    vouched, sentence = _find_voucher(ref.path, trusted, registry)
+    candidates.sort(key=lambda entry: (entry.spec.name in avoid, entry is not vouched))
     failed: dict[str, str] = {}
     for place, entry in enumerate(candidates, 1):
         name = entry.spec.name
+        trying(name)
         try:
             target = registry.load("reader", name)
             opened, info = _make(target, ref.path, configure(entry.spec))
@@ -151,6 +168,8 @@ def _open_auto(ref: SlideRef, registry: Registry) -> OpenedSlide:
             why = f"{name}, the only reader for {described}"
         if entry is vouched:
             why = f"{name}, which vouches for it: {sentence}"
+        if avoid:
+            why += f"; {' and '.join(sorted(avoid))} brought a worker down on this slide"
         return _finish(ref, opened, info, f"{why} ({_listed(failed)})" if failed else why)
     for entry in claimed:
         if entry.missing:
@@ -245,7 +264,9 @@ def _listed(reasons: dict[str, str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).rstrip(". ") or type(error).__name__
+    """Give what an error says as a part of one line, whatever it quotes of the file."""
+    words = "".join(c if c.isprintable() else " " for c in str(error)).split()
+    return " ".join(words)[:_LONGEST_REASON].rstrip(". ") or type(error).__name__
 
 
 def _ordinal(number: int) -> str:

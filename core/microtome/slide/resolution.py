@@ -17,6 +17,9 @@ from microtome.slide.types import Resolution, SlideInfo
 PLAUSIBLE_MPP = (0.1, 10.0)
 """µm per level-0 pixel that a scanner of tissue can have."""
 
+PLAUSIBLE_POWER = (0.5, 250.0)
+"""Objective powers that a microscope can have, with a lens behind the objective."""
+
 MPP_BUCKETS = ((0.16, 80.0), (0.2, 60.0), (0.3, 40.0), (0.6, 20.0), (1.2, 10.0), (2.4, 5.0))
 """``(below, magnification)``: the nominal magnification that goes with an mpp."""
 
@@ -37,11 +40,13 @@ _UNIT_UM = {
 }
 """Units of length in µm; both code points of µ."""
 
-_NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
+_NUMBER = r"((?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][-+]?[0-9]+)?)"
 _LEADING_NUMBER = re.compile(r"\s*\+?([0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?)")
 _MPP_TEXT = re.compile(rf"\bmpp\b\s*[:=]\s*{_NUMBER}", re.IGNORECASE)
 _OME_SIZE = re.compile(r'\bPhysicalSize([XY])(Unit)?\s*=\s*"([^"]*)"')
 _OME_POWER = re.compile(rf'\bNominalMagnification\s*=\s*"{_NUMBER}"')
+
+_WAY_OUT = "Give the right µm per pixel with mpp=0.5 or mpp_csv=FILE."
 
 _POWER_PROPERTIES = (
     "openslide.objective-power",
@@ -81,12 +86,18 @@ def resolve_resolution(
         The resolution; its mpp is None where nothing states one.
 
     Raises:
-        ResolutionError: If the mpp is implausible, the axes contradict each other, or the
-            override is no positive number.
+        ResolutionError: If the mpp or the objective power is implausible, the axes contradict each
+            other, or the override is no positive number.
     """
     if override is not None:
         return _overridden(info, override, source)
     power, power_source = _objective_power(info)
+    low, high = PLAUSIBLE_POWER
+    if power is not None and not low <= power <= high:
+        raise ResolutionError(
+            f"{info.path}: {power_source} gives an objective power of {power:.6g}, outside the "
+            f"plausible {low:g} to {high:g}. {_WAY_OUT}"
+        )
     stated = next(_statements(info), None)
     assumed = stated is None and power is not None
     if stated is None and power is not None:
@@ -130,18 +141,18 @@ def _overridden(info: SlideInfo, mpp: float, source: str) -> Resolution:
 
 def _checked_axes(info: SlideInfo, stated: _Stated) -> tuple[float, float]:
     low, high = PLAUSIBLE_MPP
-    x, y, way_out = stated.x, stated.y, "Give the right one with mpp=0.5 or mpp_csv=FILE."
+    x, y = stated.x, stated.y
     for mpp in (x, y):
         if not low <= mpp <= high:
             raise ResolutionError(
                 f"{info.path}: {stated.source} gives {mpp:.6g} µm per pixel, outside the plausible "
-                f"{low:g} to {high:g}. {way_out}"
+                f"{low:g} to {high:g}. {_WAY_OUT}"
             )
     apart = abs(x - y) / min(x, y)
     if apart > SQUARE_AXES:
         raise ResolutionError(
             f"{info.path}: {stated.source} gives pixels of {x:.6g} × {y:.6g} µm, {apart:.0%} from "
-            f"square. {way_out}"
+            f"square. {_WAY_OUT}"
         )
     if apart > SAME_AXES:
         return x, y

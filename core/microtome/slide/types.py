@@ -23,13 +23,16 @@ class SlideRef:
     """A slide that a run was asked for, before it is opened.
 
     Attributes:
-        path: The file that a reader opens.
+        path: The file that a reader opens: of a staged slide, its copy.
         slide_id: The name of its outputs.
         mpp: Level-0 µm per pixel given by the user, which wins over the file.
         mpp_source: How it was given: ``"override"``, ``"mpp_csv"`` or ``"manifest"``.
         mask_path: A tissue mask given by the user.
         companions: The slide's other files, where one slide is many (DICOM, MRXS, VMS).
         extra: Other columns of the manifest, as text.
+        source: What the slide is called in every record: the path or URL that it was found
+            under; ``path`` unless given.
+        version: Of a staged slide's source, which changes with its content.
     """
 
     path: Path
@@ -38,7 +41,12 @@ class SlideRef:
     mpp_source: str = "override"
     mask_path: Path | None = None
     companions: tuple[Path, ...] = ()
-    extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    extra: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", self.source or str(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from microtome.errors import MicrotomeError, StoreError
+from microtome.errors import MicrotomeError, OutputError, StoreError
 
 _PRIVATE = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NAME_BYTES = 200  # of a private name, so that the token still fits the usual limit of 255
@@ -31,8 +32,18 @@ _ADVICE = {
     errno.EACCES: "change its permissions, or choose another output",
     errno.EPERM: "change its permissions, or choose another output",
     errno.EROFS: "choose another output",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another output",
     errno.ENAMETOOLONG: "give the slide a shorter slide_id in a manifest",
 }
+_FORGOTTEN = 86400.0
+"""Seconds after which a private name that nobody touched is nobody's."""
+
+_TURN, _BETWEEN = 5.0, 0.002
+"""Seconds to wait for one's turn, which takes milliseconds, and between two looks."""
+
+_FOR_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTCONN)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_HDF5_ERRNO = re.compile(r"\berrno = (\d+)\b")
 
 
 class NameTakenError(StoreError):
@@ -46,6 +57,7 @@ def publish(
     layout: str = "file",
     replace: bool = True,
     confirm: Callable[[], None] | None = None,
+    durable: bool = True,
 ) -> Iterator[Path]:
     """Write an output under a private name and publish it when the block ends.
 
@@ -59,6 +71,8 @@ def publish(
         replace: Whether an existing folder is replaced; an error otherwise.
         confirm: Called when all is on disk, just before the rename, while other jobs wait for
             their turn. What it raises stops the publishing.
+        durable: Whether it is put on disk before it is published, so that it is there and
+            complete after a power cut, too.
 
     Yields:
         A path in the same folder that does not exist yet, for the block to write.
@@ -69,60 +83,70 @@ def publish(
     """
     with wrap_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    private = private_path(path)
+    private, aside = private_path(path), private_path(path)
     try:
         yield private
         if not private.exists():
             raise StoreError(f"{path} was not written: nothing was left at its private path.")
         with wrap_errors(path):
-            flush(private)
+            if durable:
+                flush(private)
             with take_turn(path.parent):
                 if confirm is not None:
                     confirm()
                 if layout == "file":
                     os.replace(private, path)  # noqa: PTH105 - one name for tests to fail at
                 else:
-                    _rename_folder(private, path, replace)
-            flush_folder(path.parent)
+                    _rename_folder(private, path, aside if replace else None)
+            if durable:
+                flush_folder(path.parent)
     finally:
         remove(private)
+        remove(aside)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a small file atomically.
+
+    Args:
+        path: The final name.
+        data: Its content.
+        durable: As of `publish`.
 
     Raises:
         StoreError: If it cannot be written.
     """
-    with publish(path) as private, wrap_errors(path):
+    with publish(path, durable=durable) as private, wrap_errors(path):
         private.write_bytes(data)
 
 
-def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
+def write_json(path: Path, data: Any, *, indent: int | None = 2, durable: bool = True) -> None:
     """Write plain values as JSON, atomically.
 
     Args:
         path: The final name.
         data: Plain values.
         indent: For people to read; None for one line, which is written five times as fast.
+        durable: As of `publish`.
 
     Raises:
         StoreError: If it cannot be written.
     """
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
     # A file name that is not UTF-8 comes as surrogates, which JSON holds as escapes.
-    write_bytes(path, f"{text}\n".encode("utf-8", "backslashreplace"))
+    write_bytes(path, f"{text}\n".encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what dead processes of this host left unfinished in a folder.
+    """Remove what dead processes left unfinished in a folder.
 
     Returns:
-        What was removed. Leftovers of other hosts and of living processes stay.
+        What was removed: leftovers of dead processes of this host; others' once nobody has touched
+        them for a day, since their processes cannot be asked.
     """
     if not folder.is_dir():
         return []
-    leftovers = [path for path in sorted(folder.iterdir()) if _is_orphan(path.name)]
+    leftovers = [path for path in sorted(folder.iterdir()) if _is_leftover(path)]
     for path in leftovers:
         remove(path)
     return leftovers
@@ -154,16 +178,28 @@ def flush_folder(folder: Path) -> None:
 def take_turn(folder: Path) -> Iterator[None]:
     """Let one job at a time look at a folder and rename something in it.
 
-    The lock goes with the process, however that ends. Where the file system has none, a job may
-    undo what another published in the same moment; the next run then does that again.
+    The lock goes with the process, however that ends. Where the file system has none, or somebody
+    does not go on (a stopped process, a lost host), a job may undo what another published in the
+    same moment; the next run then does that again.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    deadline = time.monotonic() + _TURN
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_BETWEEN)
 
 
 def remove(path: Path) -> None:
@@ -177,22 +213,52 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def wrap_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal into a `StoreError` that says what to do."""
+    """Turn an operating system's refusal into a `StoreError` that says what to do.
+
+    One that every other slide would meet, too, is an `OutputError`: no space, no quota, a
+    read-only file system or folder.
+    """
     try:
         yield
     except MicrotomeError:
         raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        advice = _ADVICE.get(error.errno or 0, "check the disk, or choose another output")
-        raise StoreError(f"{path} cannot be written: {reason}; {advice}.") from error
+    except (OSError, RuntimeError) as error:
+        number = _number(error)
+        if not number and not isinstance(error, OSError):
+            raise
+        reason = os.strerror(number) if number else str(error)
+        advice = _ADVICE.get(number, "check the disk, or choose another output")
+        kind = OutputError if _concerns_all(number, path) else StoreError
+        raise kind(f"{path} cannot be written: {reason}; {advice}.") from error
 
 
-def _rename_folder(private: Path, path: Path, replace: bool) -> None:
-    if not replace:
+def _number(error: BaseException | None) -> int:
+    """Give the system's number of an error or of what led to it, 0 if there is none.
+
+    HDF5 has it in its text alone, and closes a file that it could not write with another error.
+    """
+    while error is not None:
+        if number := getattr(error, "errno", None):
+            return int(number)
+        if match := _HDF5_ERRNO.search(str(error)):
+            return int(match[1])
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def _concerns_all(number: int, path: Path) -> bool:
+    """Whether no slide's output could be written there."""
+    if number not in _FORBIDDEN:
+        return number in _FOR_ALL
+    # Not Path.is_dir, which raises where a folder cannot be looked into.
+    there = [folder for folder in (path, *path.parents) if os.path.isdir(folder)]  # noqa: PTH112
+    return not all(os.access(folder, os.W_OK | os.X_OK) for folder in there[:2])
+
+
+def _rename_folder(private: Path, path: Path, aside: Path | None) -> None:
+    if aside is None:
         rename_new(private, path)
         return
-    aside = private_path(path)
     try:
         path.rename(aside)
     except FileNotFoundError:
@@ -203,7 +269,6 @@ def _rename_folder(private: Path, path: Path, replace: bool) -> None:
     except OSError:
         aside.rename(path)
         raise
-    remove(aside)
 
 
 def rename_new(folder: Path, path: Path) -> None:
@@ -236,16 +301,42 @@ def _host() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {pids}".encode()).hexdigest()[:8]
 
 
-def _is_orphan(name: str) -> bool:
+def owner_of(name: str) -> str:
+    """Tell whose a private name is.
+
+    Returns:
+        ``"dead"`` or ``"living"`` for a process of this host, ``"elsewhere"`` for another host's,
+        empty for a name that is not private.
+    """
     match = _PRIVATE.fullmatch(name)
-    return match is not None and match["host"] == _host() and not _is_alive(int(match["pid"]))
+    if match is None:
+        return ""
+    if match["host"] != _host():
+        return "elsewhere"
+    return "living" if is_alive(int(match["pid"])) else "dead"
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether this host runs a process of that number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
         return True
-    return True
+    # In a container nobody may take notice of a death: the number stays, the process does not.
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in (b"Z", b"X")
+
+
+def _is_leftover(path: Path) -> bool:
+    owner = owner_of(path.name)
+    if not owner or owner == "dead":
+        return bool(owner)
+    try:  # a living process may be another one of the same number
+        return time.time() - path.lstat().st_mtime > _FORGOTTEN
+    except OSError:
+        return False

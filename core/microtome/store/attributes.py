@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import numpy as np
 
 from microtome.errors import StoreError
 from microtome.store.atomic import wrap_errors
-from microtome.store.identity import IDENTITY_FIELDS
+from microtome.store.identity import IDENTITY_FIELDS, make_identity
 
 FOLDER_RECORD = ".microtome.json"
 """In a folder of images: the attributes that a store would carry."""
+
+ATTRIBUTES_DIGEST = "attributes_sha256"
+"""Attribute of every output: a hash over the others, since few formats guard theirs."""
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +30,18 @@ def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     JSON.
     """
     return {name: _plain(value) for name, value in attributes.items()}
+
+
+def sealed(attributes: Mapping[str, Any], columns: Iterable[str] = ()) -> dict[str, Any]:
+    """Add the hash over them, and over the names of a slide's columns, to attributes."""
+    return {**attributes, ATTRIBUTES_DIGEST: attributes_digest(attributes, columns)}
+
+
+def attributes_digest(attributes: Mapping[str, Any], columns: Iterable[str] = ()) -> str:
+    """Hash attributes, the same before they are stored and as any store gives them back."""
+    others = {name: value for name, value in attributes.items() if name != ATTRIBUTES_DIGEST}
+    fields = {"attributes": plain_attributes(others), "columns": sorted(columns)}
+    return make_identity("attributes", fields).digest
 
 
 def parse_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
     before, after = dict(_flatten(_canonical(old))), dict(_flatten(_canonical(new)))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    # A node that only one side has brings its plugin's name with it, which alone would be no news.
+    both = before.keys() & after.keys()
+    told = [n for n in names if n in both or n.rpartition(".")[2] not in SPEC_FIELDS]
+    names = told or names
     parts = (f"{n} was {_say(before, n)} and is {_say(after, n)}" for n in names)
     return "; ".join(parts) or "nothing that was recorded"
 
@@ -186,6 +190,8 @@ def _say(values: Mapping[str, Any], name: str) -> str:
 
 
 def _ends(path: Path) -> str:
+    if path.exists() and not path.is_file():  # who opens a pipe waits for its other end
+        raise SlideOpenError(f"{path} cannot be read: it is no regular file.")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

@@ -24,6 +24,7 @@ class OutputLayout:
         runs_folder: A folder for each run.
         status_folder: One record a slide.
         visualization_folder: Overlays.
+        claims_folder: Who works on which slide.
     """
 
     def __init__(self, output: Path, tiling: str = "") -> None:
@@ -42,6 +43,7 @@ class OutputLayout:
         self.runs_folder = output / "runs"
         self.status_folder = self.root / "status"
         self.visualization_folder = self.root / "visualization"
+        self.claims_folder = self.root / ".claims"
 
     def slide(self, spec: WriterSpec, slide_id: str) -> Path:
         """Give the final name of a writer's output for a slide."""
@@ -60,6 +62,10 @@ class OutputLayout:
     def status(self, slide_id: str) -> Path:
         """Give the name of a slide's status record."""
         return _place(self.status_folder, slide_id, ".json")
+
+    def claim(self, slide_id: str, suffix: str) -> Path:
+        """Give the name of a file about who works on a slide."""
+        return _place(self.claims_folder, slide_id, suffix)
 
     def visualization(self, slide_id: str, kind: str) -> Path:
         """Give the name of an overlay: ``kind`` is ``"grid"``, ``"mask"`` or ``"contours"``."""

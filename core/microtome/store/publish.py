@@ -31,7 +31,7 @@ from microtome.store.atomic import (
     write_bytes,
     write_json,
 )
-from microtome.store.attributes import parse_fields
+from microtome.store.attributes import parse_fields, sealed
 from microtome.store.features import ArraySource, FeatureScratch, StoredSource
 from microtome.store.identity import IDENTITY, difference
 
@@ -189,14 +189,14 @@ class _Publication:
 
     def _build(self, private: Path) -> None:
         content = self.content
-        attributes = {**content.attributes, TOKEN: secrets.token_hex(16)}
+        attributes = sealed({**content.attributes, TOKEN: secrets.token_hex(16)}, content.columns)
         with wrap_errors(self.final):
             self.writer.create(private, content.coords, content.columns, attributes)
         for name, features in content.features.items():
             self._add(private, name, features)
 
     def _add(self, private: Path, name: str, features: FeatureSet) -> None:
-        attributes = {**features.attributes, TOKEN: secrets.token_hex(16)}
+        attributes = sealed({**features.attributes, TOKEN: secrets.token_hex(16)})
         with wrap_errors(self.final):
             self.writer.add_features(private, name, features.source, attributes)
 

@@ -12,8 +12,12 @@ from typing import Any
 from microtome.errors import StoreError
 from microtome.store.atomic import write_json
 
-STATES = ("done", "reused", "empty", "failed")
-"""How a slide can end: computed, found finished, without a tile, or not at all."""
+STATES = ("done", "reused", "empty", "failed", "quarantined", "held")
+"""How a slide can end: computed, found finished, without a tile, or not at all: with an error,
+because too many workers died on it, or because another worker holds it."""
+
+FAILED = ("failed", "quarantined", "held")
+"""The states of a slide that is not finished."""
 
 
 def _empty() -> Mapping[str, Any]:
@@ -36,11 +40,15 @@ class SlideStatus:
         task: The run's task.
         encoders: Names of the feature sets asked for.
         tiles: Number of tiles stored, or None where it is not known.
-        seconds: Per stage.
+        seconds: Wall time per stage.
+        profile: Of the pass over the pixels, seconds of all threads together per stage of it.
+        tiles_per_second: Of that pass, tiles looked at by wall time.
         outputs: Paths below the output folder, by what they are.
         identities: Digests, by what they identify.
         warnings: Sentences for the user.
         version: Of microtome.
+        round: Of the commands that worked together; empty for a run by itself.
+        asked: Digest of all that a run asked of a staged slide; empty of any other.
         started: UTC, ISO 8601.
         finished: UTC, ISO 8601.
     """
@@ -57,10 +65,14 @@ class SlideStatus:
     encoders: tuple[str, ...] = ()
     tiles: int | None = None
     seconds: Mapping[str, float] = field(default_factory=_empty)
+    profile: Mapping[str, float] = field(default_factory=_empty)
+    tiles_per_second: float | None = None
     outputs: Mapping[str, str] = field(default_factory=_empty)
     identities: Mapping[str, str] = field(default_factory=_empty)
     warnings: tuple[str, ...] = ()
     version: str = ""
+    round: str = ""
+    asked: str = ""
     started: str = ""
     finished: str = ""
 
@@ -74,6 +86,17 @@ class SlideStatus:
     def message(self) -> str:
         """Why it failed, in a sentence; empty where it did not."""
         return "" if self.error is None else self.error.get("message", "")
+
+    @classmethod
+    def from_record(cls, data: Mapping[str, Any]) -> SlideStatus:
+        """Make one of what `record` gives. Fields that this version does not know are left aside.
+
+        Raises:
+            TypeError: If a field is missing.
+            StoreError: If the state is none.
+        """
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        return cls(**{name: _frozen(value) for name, value in known.items()})
 
     def record(self) -> dict[str, Any]:
         """Give the record as plain values, as observers see it and as it is written."""
@@ -98,8 +121,7 @@ def read_status(path: Path) -> SlideStatus:
     """
     try:
         data = json.loads(path.read_text("utf-8"))
-        known = {f.name: data[f.name] for f in fields(SlideStatus) if f.name in data}
-        return SlideStatus(**{name: _frozen(value) for name, value in known.items()})
+        return SlideStatus.from_record(data)
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(
             f"{path} is not a status record of microtome, or is damaged. "

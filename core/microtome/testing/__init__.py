@@ -28,6 +28,7 @@ from microtome.testing.synthetic import (
 if TYPE_CHECKING:
     from microtome.testing.contracts import (
         EncoderContract,
+        EngineContract,
         ReaderContract,
         SegmenterContract,
         TilerContract,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MASK_DOWNSAMPLE",
     "EncoderContract",
+    "EngineContract",
     "ReaderContract",
     "SegmenterContract",
     "SlideRecipe",

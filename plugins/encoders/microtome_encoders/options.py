@@ -30,6 +30,10 @@ class WeightsConfig:
         "hub",
         help="'hub' to download them, 'random', or a file (.safetensors, .pth, .pt, .bin).",
     )
+    allow_pickle: str = runtime(
+        "",
+        help="SHA-256 of the one pickle that may run code when it is loaded; its refusal says it.",
+    )
     seed: int = option(0, help="Of weights=random.")
     compile: bool = runtime(
         False,

@@ -31,7 +31,8 @@ class TiffConfig:
     half_size: bool = option(
         False,
         help="Give a level of half the size for each level of JPEG tiles that has none, decoded "
-        "at half size inside JPEG: faster, and up to 32 grey levels off the mean of its pixels.",
+        "at half size inside JPEG: faster, and up to 32 grey levels off the mean of its pixels. "
+        "Coordinates then count levels that other libraries do not know.",
     )
     cache_mb: int = runtime(64, help="Decoded tiles and strips kept per slide, in MiB.")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from microtome.errors import SlideError
 from microtome_readers import TiffConfig
-from microtome_readers.cucim_reader import CucimFile
+from microtome_readers.cucim_reader import CUCIM_ERRORS, CucimFile
 from microtome_readers.tiff_reader import TiffReader
 
 _TOLERANCE = 2.0
@@ -28,6 +28,9 @@ def compare(path: Path) -> str:
     """
     slide = CucimFile(path)
     reference = TiffReader(path, TiffConfig())
+    sizes = [(level.width, level.height) for level in reference.info.levels]
+    if slide.sizes != sizes:
+        return f"it sees levels of {slide.sizes}, where the tags have {sizes}"
     for index, level in enumerate(reference.info.levels):
         tile = level.tile or (256, 256)
         width, height = min(tile[0], level.width), min(tile[1], level.height)
@@ -46,8 +49,8 @@ def main() -> int:
     sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
     try:
         reason = compare(Path(sys.argv[1]))
-    except (SlideError, RuntimeError, ValueError) as error:
-        reason = str(error)
+    except (SlideError, *CUCIM_ERRORS) as error:
+        reason = str(error) or type(error).__name__
     if reason:
         print(reason)  # noqa: T201 - this is how the parent is told
     return 1 if reason else 0

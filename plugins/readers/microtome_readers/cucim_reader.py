@@ -24,7 +24,7 @@ from microtome_readers.placement import Box, Placement, Region, place, read_plac
 from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
 from microtome_readers.tilecheck import TileCheck
 
-_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
+CUCIM_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""
 
 _SHARED = 1.25
@@ -117,7 +117,7 @@ class CucimReader:
         self._tiles.check(level, box)
         try:
             return self._slide.read(level, box)
-        except _ERRORS as error:
+        except CUCIM_ERRORS as error:
             x, y, w, h = box
             raise SlideReadError(
                 f"{self._path}: level {level} at pixel ({x}, {y}), {w} × {h} pixels cannot be "
@@ -138,7 +138,7 @@ class CucimFile:
 
         try:
             self._image: Any = CuImage(str(path))
-        except _ERRORS as error:
+        except CUCIM_ERRORS as error:
             raise SlideOpenError(f"cuCIM cannot open it ({error})") from error
         resolutions = self._image.resolutions  # made anew each time it is asked for
         self.sizes = [tuple(size) for size in resolutions["level_dimensions"]]

@@ -21,8 +21,11 @@ _APPLICATION = range(0xE0, 0xF0)
 _PADDING = 16
 """Zero bytes behind the end of a stream that are looked through without a search."""
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""What ends entropy-coded data, in which FF is followed by 00 or is a restart."""
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""What ends entropy-coded data, in which FF is followed by 00 or is a restart.
+
+Of several FF before it, the last: a search for all of them takes the square of their number.
+"""
 
 _KNOWN = 8
 """Headers that are remembered: scanners use one for all tiles of a level, or one for each."""

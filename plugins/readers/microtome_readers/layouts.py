@@ -17,6 +17,7 @@ from microtome.slide.types import Level
 from microtome_readers import tiffdirs as tags
 from microtome_readers.jpegstream import JpegChecker
 from microtome_readers.jpegtiles import JpegTiles, TileTable
+from microtome_readers.plausible import TILE_LIMIT, check_claim
 from microtome_readers.tiffdirs import Directory, read_directories
 from microtome_readers.tiffprops import describe_tiff, plain_mpp
 from microtome_readers.tilewalk import Source
@@ -109,6 +110,7 @@ def find_known(path: Path) -> KnownSlide:
         layout = next(layout for layout in LAYOUTS if layout.claims(directories))
         levels = layout.levels(directories)
         _refuse_no_pyramid(levels)
+        check_claim(path, *levels[0].size)
         tables = tuple(_table(level, file.fileno()) for level in levels)
     return KnownSlide(layout.name, layout.vendor, _properties(layout, directories[0]), tables)
 
@@ -149,6 +151,7 @@ _FOREIGN: tuple[tuple[str, Callable[[Directory], bool]], ...] = (
 
 _UNFIT: tuple[tuple[str, Callable[[Directory], bool]], ...] = (
     ("has no size", lambda d: min(*d.size, *d.tile) < 1),
+    ("has tiles too large to be decoded at once", lambda d: math.prod(d.tile) > TILE_LIMIT),
     ("is not JPEG", lambda d: d.number(tags.COMPRESSION) != _JPEG),
     ("is not of three samples", lambda d: d.number(tags.SAMPLES, 1) != 3),
     ("is not of 8 bits", lambda d: set(d.numbers(tags.BITS).tolist()) != {8}),

@@ -16,6 +16,8 @@ from openslide import lowlevel
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import RGB, WHITE, Level, SlideInfo
 from microtome_readers import OpenSlideConfig
+from microtome_readers.plausible import check_claim, check_tile
+from microtome_readers.tiffdirs import check_directories
 
 _read_region: Any = getattr(lowlevel, "_read_region", None)
 _convert: Any = getattr(lowlevel, "_convert", None)
@@ -24,8 +26,9 @@ _convert: Any = getattr(lowlevel, "_convert", None)
 _OPAQUE = np.uint32(0xFF000000)
 """The least ARGB value of full alpha."""
 
-_TILE_LIMIT = 1 << 28
-"""Pixels of a native tile. OpenSlide allocates one as it is told, and aborts where it cannot."""
+_MANY_FILES = ("mirax", "dicom")
+_INDEXES = (".vms", ".vmu")
+"""Slides of several files: the one that is opened does not hold the pixels."""
 
 
 class OpenSlideReader:
@@ -38,7 +41,10 @@ class OpenSlideReader:
     def __init__(self, path: Path, config: OpenSlideConfig) -> None:
         self._path, self._config = Path(path), config
         try:
+            check_directories(self._path)
             self._slide = openslide.OpenSlide(self._path)
+        except SlideOpenError:
+            raise
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideOpenError(_unknown(self._path)) from error
         except (openslide.OpenSlideError, OSError) as error:
@@ -104,6 +110,8 @@ class OpenSlideReader:
         vendor = properties.get("openslide.vendor")
         if vendor == "generic-tiff":
             _refuse_deep(self._path)
+        if vendor not in _MANY_FILES and self._path.suffix.lower() not in _INDEXES:
+            check_claim(self._path, *self._slide.dimensions)
         sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         return SlideInfo(
             path=self._path,
@@ -145,8 +153,8 @@ def _tile(properties: dict[str, str], index: int) -> tuple[int, int] | None:
     if not all(name in properties for name in names):
         return None
     width, height = (int(properties[name]) for name in names)
-    if width * height > _TILE_LIMIT:
-        raise SlideOpenError(f"it claims tiles of {width} × {height} pixels")
+    # OpenSlide allocates one as it is told, and aborts where it cannot.
+    check_tile(width, height)
     return width, height
 
 

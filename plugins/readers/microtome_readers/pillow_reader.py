@@ -25,6 +25,12 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
+_UNASKED = 1 << 26
+_PER_BYTE = 100
+"""Pixels that any image may have, and for each of its bytes: an image of tissue has 10.
+
+Decoding a pixel takes 7 bytes."""
+
 _GLOBALS = threading.Lock()
 
 
@@ -59,7 +65,7 @@ class PillowReader:
     def probe(path: Path) -> bool:
         """Tell from its first bytes whether Pillow knows the file."""
         try:
-            with Image.open(path, formats=_FORMATS):
+            with _strict(), Image.open(path, formats=_FORMATS):
                 return True
         except _ERRORS:
             return False
@@ -122,6 +128,11 @@ def _check(image: Image.Image, limit: float) -> None:
         raise SlideOpenError(
             f"it has {width * height / 1e6:.0f} megapixels, and a plain image is decoded as a "
             f"whole: convert it to a pyramidal TIFF, or raise reader.max_megapixels={limit:g}"
+        )
+    stored = Path(str(image.filename)).stat().st_size  # type: ignore[attr-defined]
+    if width * height > max(_UNASKED, _PER_BYTE * stored):
+        raise SlideOpenError(
+            f"it claims {width} × {height} pixels in {stored} bytes, far more than an image has"
         )
     tiles: list[Any] = getattr(image, "tile", [])
     raw = str([tile[3] for tile in tiles])  # Pillow opens 16-bit RGB as RGB, cut to 8 bits

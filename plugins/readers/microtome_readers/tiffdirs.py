@@ -7,7 +7,7 @@ them which files may be decoded directly.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from microtome.errors import SlideOpenError
+from microtome_readers.plausible import DIRECTORY_LIMIT, TAG_BYTES
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, MAKE, MODEL, SAMPLES = 266, 270, 271, 272, 277
@@ -42,10 +45,13 @@ _OPAQUE = (2, 7)
 _KINDS = {*_TYPES, 13, 18}
 """All types: those of values, and directories."""
 
+_TOO_MANY = f"it has more than {DIRECTORY_LIMIT} images, and a slide has a dozen"
+
 _NONE, _NO_RATIONAL = np.zeros(0, np.uint8), np.zeros((0, 2), np.uint8)
 
-_LIMIT = 1024
-"""Directories of a file at most: a slide has a dozen."""
+
+class EndlessError(SlideOpenError, ValueError):
+    """Directories without end, for all that reading them takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +142,28 @@ def read_directories(path: Path) -> list[Directory]:
         return list(_Chain(file.fileno()).directories())
 
 
+def check_directories(path: Path) -> None:
+    """Refuse a TIFF whose directories would fill the memory of whoever reads them.
+
+    Anything else that is wrong with them is left to the library that reads the file next.
+
+    Raises:
+        EndlessError: If they are too many or a circle, or their values far more than the file has
+            bytes.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        # Beyond 4 GiB Hamamatsu's have longer offsets than the others, and nobody lies so large.
+        if os.fstat(file.fileno()).st_size >> 32:
+            return
+        try:
+            _Chain(file.fileno()).weigh()
+        except EndlessError:
+            raise
+        except ValueError:
+            return
+
+
 class _Chain:
     """The directories of an open TIFF or BigTIFF, of either byte order."""
 
@@ -148,23 +176,63 @@ class _Chain:
             raise ValueError("it is no TIFF")
         self._word = 8 if version == 43 else 4
         self._first = self._integer(head[self._word : 2 * self._word])
+        # A byte is one tag's, mostly: a thousand directories may not share a large one.
+        self._unread = max(TAG_BYTES, 2 * self._size)
 
     def directories(self) -> Iterator[Directory]:
         """Give each directory."""
+        for entries in self._main():
+            yield self._directory(entries)
+
+    def weigh(self) -> None:
+        """Count directories and add up what their tags claim, as `check_directories` says."""
+        count = 0
+        for entries in self._main():
+            below = [data for data in entries if self._integer(data[:2]) == SUB_IFDS]
+            places = self._numbers(below[0][2:]) if below else []
+            count += 1 + len(places)
+            if count > DIRECTORY_LIMIT:
+                raise EndlessError(_TOO_MANY)
+            self._weigh(entries)
+            for place in places:
+                self._weigh(self._entries(place)[0])
+
+    def _weigh(self, entries: Sequence[bytes]) -> None:
+        for data in entries:
+            kind = self._integer(data[2:4])
+            size = self._integer(data[4 : 4 + self._word])
+            size *= np.dtype(_TYPES[kind]).itemsize if kind in _TYPES else 1
+            if self._word < size <= self._size:  # what is larger cannot be read
+                self._charge(size)
+
+    def _numbers(self, entry: bytes) -> list[int]:
+        """Give the offsets of directories."""
+        kind = self._integer(entry[:2])
+        code = {13: 4, 18: 16}.get(kind, kind)
+        value = self._value(code.to_bytes(2, self._order) + entry[2:])
+        return [] if isinstance(value, bytes) or value.ndim != 1 else [int(v) for v in value]
+
+    def _main(self) -> Iterator[list[bytes]]:
+        """Give the entries of each directory of the main chain."""
         offset, seen = self._first, set[int]()
         while offset:
-            if offset in seen or len(seen) >= _LIMIT:
-                raise ValueError("its directories go round in a circle")
+            if offset in seen:
+                raise EndlessError("its directories go round in a circle")
+            if len(seen) == DIRECTORY_LIMIT:
+                raise EndlessError(_TOO_MANY)
             seen.add(offset)
-            directory, offset = self._directory(offset)
-            yield directory
+            entries, offset = self._entries(offset)
+            yield entries
 
-    def _directory(self, offset: int) -> tuple[Directory, int]:
-        """Read one directory, and where the next one is."""
+    def _entries(self, offset: int) -> tuple[list[bytes], int]:
+        """Read the entries of one directory, and where the next one is."""
         head, entry = (8, 20) if self._word == 8 else (2, 12)
         size = self._integer(self._bytes(offset, head)) * entry
         body = self._bytes(offset + head, size + self._word)
         entries = [body[at : at + entry] for at in range(0, size, entry)]
+        return entries, self._integer(body[size:])
+
+    def _directory(self, entries: Sequence[bytes]) -> Directory:
         tags = [self._integer(data[:2]) for data in entries]
         if any(tag >= after for tag, after in pairwise(tags)):
             # Libraries do not agree on which one of two counts.
@@ -173,7 +241,7 @@ class _Chain:
             raise ValueError(f"it has a tag of the unknown type {kind}")
         pairs = zip(tags, entries, strict=True)
         values = {tag: self._value(data[2:]) for tag, data in pairs if tag in _READ}
-        return Directory(frozenset(tags), values), self._integer(body[size:])
+        return Directory(frozenset(tags), values)
 
     def _value(self, entry: bytes) -> Any:
         """Read a tag's value out of its entry, or from where that points to."""
@@ -194,4 +262,10 @@ class _Chain:
         data = os.pread(self._file, size, offset) if offset + size <= self._size else b""
         if len(data) != size:
             raise ValueError(f"it is truncated: a tag should end at byte {offset + size}")
+        self._charge(size)
         return data
+
+    def _charge(self, size: int) -> None:
+        self._unread -= size
+        if self._unread < 0:
+            raise EndlessError("its tags claim far more bytes than it has: they overlap")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from microtome.slide.clock import timed
 from microtome.slide.types import Level
 from microtome_readers.jpegstream import JpegChecker
 from microtome_readers.jpegtiles import JpegTiles, TileTable
+from microtome_readers.plausible import check_expansion
 from microtome_readers.tifftags import (
     APERIO_YCBCR,
     JPEG,
@@ -31,6 +33,8 @@ _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
 _BAND_BYTES = 1 << 20
 """An uncompressed strip is read in bands of about this size, however large it is."""
+
+_JPEG2000_START = b"\xff\x4f\xff\x51"
 
 _SEGMENT_LIMIT = 1 << 30
 """A compressed strip must be decoded as a whole: larger ones are refused."""
@@ -148,7 +152,7 @@ class TiffPage:
         if len(present) < len(parts):
             width, height = self.segment
             return np.zeros((height, width, self.channels), np.uint8)
-        return self._coloured(np.concatenate(present, axis=2))
+        return self._coloured(present[0] if len(present) == 1 else np.concatenate(present, axis=2))
 
     def _indices(self, row: int, column: int) -> range:
         across = -(-self.page.imagewidth // self.segment[0])
@@ -177,10 +181,24 @@ class TiffPage:
         if size == 0:
             return None
         data = self._read(page.dataoffsets[index], size)
-        if page.compression == JPEG:
-            self._checker.check(data)
+        self._check_frame(data)
         pixels, _, _ = page.decode(data, index, jpegtables=page.jpegtables)
         return np.asarray(pixels[0], np.uint8)
+
+    def _check_frame(self, data: bytes) -> None:
+        """Refuse a stream that would be decoded to more than its segment."""
+        page, (width, height) = self.page, self.segment
+        frame = (0, 0)
+        if page.compression == JPEG:
+            header = self._checker.check(data)
+            frame = (header.width, header.height)
+        elif data.startswith(_JPEG2000_START):
+            right, bottom, left, top = struct.unpack_from(">4I", data.ljust(24), 8)
+            frame = (right - left, bottom - top)
+        if frame[0] * frame[1] > width * height:
+            raise ValueError(f"its stream has {frame[0]} × {frame[1]} pixels")
+        if page.compression != 1:
+            check_expansion((width, height, page.samplesperpixel), len(data))
 
     def _read(self, offset: int, size: int) -> bytes:
         with timed("read"):

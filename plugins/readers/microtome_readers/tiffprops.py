@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 _UNITS = {1: "none", 2: "inch", 3: "centimeter"}
 _UNIT_UM = {2: 25400.0, 3: 10000.0}
 _INCH = 2
 """The unit of a TIFF that names none."""
-
-_FIELD = re.compile(r"\s*([^=|]+?)\s*=\s*(.*?)\s*")
 
 
 def describe_tiff(
@@ -52,10 +49,9 @@ def plain_mpp(resolution: tuple[float, float], unit: int | None) -> dict[str, st
 
 def _aperio(comment: str) -> Iterator[tuple[str, str]]:
     for text in comment.split("|")[1:]:
-        match = _FIELD.fullmatch(text)
-        if match is None:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
             continue
-        name, value = match.groups()
         yield f"aperio.{name}", value
         if name == "MPP":
             yield "openslide.mpp-x", value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ import tifffile
 
 from microtome.errors import SlideOpenError
 from microtome.slide.types import Level
+from microtome_readers.plausible import STRIP_LIMIT, check_claim, check_tile
+from microtome_readers.tiffdirs import check_directories
 from microtome_readers.tiffprops import describe_tiff
+
+# It logs what it then raises, or makes do without: a line on the terminal for each odd tag.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TAG_ERRORS = (
     tifffile.TiffFileError,
@@ -57,8 +63,10 @@ def read_tags(path: Path) -> TiffTags:
         SlideOpenError: If it is no TIFF, or its tags or byte ranges make no sense.
     """
     try:
+        check_directories(path)
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             pages = find_pyramid(list(tiff.pages))
+            check_claim(path, pages[0].imagewidth, pages[0].imagelength)
             for page in pages:
                 _check_page(page, tiff.filehandle.size)
                 # Kept by the page: they look into the file, which is closed later.
@@ -80,6 +88,9 @@ def find_pyramid(pages: list[Any]) -> list[Any]:
     """
     base = pages[0]
     chain = [page for page in pages[1:] if page.is_reduced or base.is_svs]
+    if any(page.imagewidth > base.imagewidth and _kind(page) == _kind(base) for page in chain):
+        # OpenSlide would take that for the finest level.
+        raise SlideOpenError("it has a level that is larger than its first one")
     levels = _levels_among(base, chain)
     return levels if len(levels) > 1 else _levels_among(base, list(base.pages or ()))
 
@@ -145,7 +156,11 @@ def _check_page(page: Any, file_size: int) -> None:
     if width < 1 or height < 1:
         raise SlideOpenError(f"its TIFF tags give it a size of {width} × {height} pixels")
     tile_width, tile_height = segment_size(page)
+    if page.is_tiled:
+        check_tile(tile_width, tile_height)
     count = math.ceil(width / tile_width) * math.ceil(height / tile_height)
+    if not page.is_tiled and count > STRIP_LIMIT:
+        raise SlideOpenError(f"it has {count} strips: convert it to a tiled TIFF first")
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         count *= page.samplesperpixel
     if not len(page.dataoffsets) == len(page.databytecounts) == count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ class Hdf5Writer:
             chunks=(chunk_rows(shape, dtype), *shape[1:]),
             compression=self._compression.value if compressed else None,
             shuffle=compressed,
+            fletcher32=True,  # every reader of HDF5 then notices a flipped bit
         )
 
 
@@ -100,16 +101,20 @@ class Hdf5Slide:
             self._file = h5py.File(path, "r", locking=False)
         except OSError as error:
             raise StoreError(_not_ours(path, "it cannot be opened as HDF5")) from error
+        with ExitStack() as stack:
+            stack.callback(self._file.close)
+            self._open(path)
+            stack.pop_all()
+
+    def _open(self, path: Path) -> None:
         try:
-            self.coords: NDArray[np.int32] = self._file["coords"][:]
             self._features = self._file["features"]
-            self.columns: Mapping[str, NDArray[Any]] = {
-                name: dataset[:] for name, dataset in self._file["columns"].items()
-            }
+            coords, columns = self._file["coords"], dict(self._file["columns"].items())
             self.attributes: Mapping[str, Any] = _read_attributes(self._file)
         except (KeyError, OSError, TypeError, ValueError) as error:
-            self._file.close()
             raise StoreError(_not_ours(path, "it lacks coords or features")) from error
+        self.coords: NDArray[np.int32] = _read(coords)
+        self.columns: Mapping[str, NDArray[Any]] = {n: _read(d) for n, d in columns.items()}
 
     def feature_names(self) -> list[str]:
         """List the feature sets."""
@@ -121,13 +126,23 @@ class Hdf5Slide:
         return rows, dim
 
     def features(self, name: str, rows: slice = slice(None)) -> NDArray[np.floating[Any]]:
-        """Read a feature set, or some of its rows."""
-        values: NDArray[np.floating[Any]] = self._features[name][rows]
-        return values
+        """Read a feature set, or some of its rows.
+
+        Raises:
+            StoreError: If they cannot be read, or are not what was written.
+        """
+        return _read(self._features[name], rows)
 
     def feature_attributes(self, name: str) -> Mapping[str, Any]:
         """Read a feature set's attributes."""
         return _read_attributes(self._features[name])
+
+    def checksums(self) -> dict[str, str]:
+        """Name by dataset the checksum that guards it; empty where none does."""
+        features = ((f"features/{name}", dataset) for name, dataset in self._features.items())
+        columns = ((f"columns/{name}", dataset) for name, dataset in self._file["columns"].items())
+        datasets = (("coords", self._file["coords"]), *columns, *features)
+        return {n: "fletcher32" if d.fletcher32 or not d.size else "" for n, d in datasets}
 
     def close(self) -> None:
         """Release the file."""
@@ -159,6 +174,17 @@ def _open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
         if not whole:
             os.truncate(path, 0)
         file.close()
+
+
+def _read(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = dataset[rows]
+    except OSError as error:  # a checksum that does not fit, or the end of the file
+        raise StoreError(
+            f"{dataset.file.filename}: {dataset.name.lstrip('/')} cannot be read, it is damaged: "
+            f"{error}. Delete the file and run the same command again."
+        ) from error
+    return values
 
 
 def _read_attributes(node: h5py.HLObject) -> dict[str, Any]:

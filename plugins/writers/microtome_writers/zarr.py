@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import GzipCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.errors import BaseZarrError
 
 from microtome.errors import ConfigError, StoreError
@@ -21,10 +21,10 @@ from microtome_writers.chunks import CHUNK_BYTES, chunk_rows
 if TYPE_CHECKING:
     from microtome.plugin.protocols import FeatureSource
 
-_CODECS: Mapping[ZarrCompression, Any] = {
-    ZarrCompression.none: None,
-    ZarrCompression.zstd: ZstdCodec(level=3),
-    ZarrCompression.gzip: GzipCodec(level=5),
+_CODECS: Mapping[ZarrCompression, tuple[Any, ...]] = {
+    ZarrCompression.none: (),
+    ZarrCompression.zstd: (ZstdCodec(level=3),),
+    ZarrCompression.gzip: (GzipCodec(level=5),),
 }
 
 
@@ -37,7 +37,7 @@ class ZarrWriter:
     def __init__(self, config: ZarrConfig) -> None:
         if config.shard_mb < 1:
             raise ConfigError(f"writer.zarr.shard_mb={config.shard_mb}: a shard has 1 MiB or more.")
-        self._codec = _CODECS[ZarrCompression(config.compression)]
+        self._codecs = _CODECS[ZarrCompression(config.compression)]
         self._shard_chunks = config.shard_mb * (1 << 20) // CHUNK_BYTES
 
     def create(
@@ -83,7 +83,8 @@ class ZarrWriter:
             dtype=dtype,
             chunks=(rows, *width),
             shards=(rows * per_shard, *width) if per_shard > 1 else None,
-            compressors=self._codec,
+            # Every reader of Zarr then notices a flipped bit.
+            compressors=(*self._codecs, Crc32cCodec()),
             # Chunks of zeros too: then a chunk that is not there is one that was lost.
             config={"write_empty_chunks": True},
         )
@@ -98,18 +99,20 @@ class ZarrSlide:
         Raises:
             StoreError: If it is not a slide of this store.
         """
+        self._path = path
         try:
             root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
-            self.coords: NDArray[np.int32] = _array(root, "coords")[:]
+            self._coords = _array(root, "coords")
             self._features = _group(root, "features")
-            columns = _group(root, "columns")
+            self._columns = _group(root, "columns")
         except (BaseZarrError, OSError, KeyError, ValueError) as error:
             raise StoreError(
                 f"{path} is not a slide that microtome's zarr writer stored, or is damaged: it "
                 "lacks coords or features. Move it away, or use force=true."
             ) from error
+        self.coords: NDArray[np.int32] = self._read(self._coords)
         self.columns: Mapping[str, NDArray[Any]] = {
-            name: _array(columns, name)[:] for name in columns.array_keys()
+            name: self._read(_array(self._columns, name)) for name in self._columns.array_keys()
         }
         self.attributes: Mapping[str, Any] = root.attrs.asdict()
 
@@ -123,14 +126,39 @@ class ZarrSlide:
         return rows, dim
 
     def features(self, name: str, rows: slice = slice(None)) -> NDArray[np.floating[Any]]:
-        """Read a feature set, or some of its rows."""
-        values: NDArray[np.floating[Any]] = _array(self._features, name)[rows]
-        return values
+        """Read a feature set, or some of its rows.
+
+        Raises:
+            StoreError: If they cannot be read, or are not what was written.
+        """
+        return self._read(_array(self._features, name), rows)
 
     def feature_attributes(self, name: str) -> Mapping[str, Any]:
         """Read a feature set's attributes."""
         attributes: dict[str, Any] = _array(self._features, name).attrs.asdict()
         return attributes
+
+    def checksums(self) -> dict[str, str]:
+        """Name by array the checksum that guards it; empty where none does."""
+        groups = (self._columns, self._features)
+        arrays = [self._coords, *(a for group in groups for _, a in sorted(group.arrays()))]
+        return {
+            a.path: "crc32c" if any(isinstance(c, Crc32cCodec) for c in a.compressors) else ""
+            for a in arrays
+        }
+
+    def _read(self, array: zarr.Array[Any], rows: slice = slice(None)) -> NDArray[Any]:
+        """Read rows, after seeing that their files are there: Zarr gives zeros for a lost one."""
+        try:
+            for file in _files(array, rows):
+                if not (self._path / array.path / file).is_file():
+                    raise FileNotFoundError(f"its file {file} is missing")
+            return np.asarray(array[rows])
+        except (BaseZarrError, OSError, ValueError) as error:
+            raise StoreError(
+                f"{self._path}: {array.path} cannot be read, it is damaged: {error}. Delete the "
+                "folder and run the same command again."
+            ) from error
 
     def close(self) -> None:
         """Release nothing: a Zarr group holds no file open."""
@@ -140,6 +168,16 @@ class ZarrSlide:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _files(array: zarr.Array[Any], rows: slice) -> Iterator[str]:
+    """Name the files that hold some rows."""
+    if not array.size:
+        return
+    first, stop, _ = rows.indices(array.shape[0])
+    step = (array.shards or array.chunks)[0]
+    for index in range(first // step, -(-stop // step)):
+        yield array.metadata.encode_chunk_key((index, *[0] * (array.ndim - 1)))
 
 
 def _array(group: zarr.Group, name: str) -> Any:

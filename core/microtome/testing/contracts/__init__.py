@@ -2,6 +2,7 @@
 
 from microtome.testing.contracts.base import PluginContract
 from microtome.testing.contracts.encoder import EncoderContract
+from microtome.testing.contracts.engine import EngineContract
 from microtome.testing.contracts.reader import ReaderContract
 from microtome.testing.contracts.segmenter import SegmenterContract
 from microtome.testing.contracts.tiler import TilerContract
@@ -9,6 +10,7 @@ from microtome.testing.contracts.writer import TileWriterContract, WriterContrac
 
 __all__ = [
     "EncoderContract",
+    "EngineContract",
     "PluginContract",
     "ReaderContract",
     "SegmenterContract",

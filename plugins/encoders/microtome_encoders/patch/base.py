@@ -15,14 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from microtome.errors import EncoderError
+from microtome.errors import ConfigError, EncoderError
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.specs import EncoderCard, Transform
 from microtome.slide.batch import TileBatch
 from microtome.slide.clock import timed
 from microtome_encoders.options import WeightsConfig
-from microtome_encoders.patch.hub import WeightsFile
-from microtome_encoders.patch.weights import HUB, RANDOM, find_file, fit_state, read_state
+from microtome_encoders.patch.hub import SHA256, WeightsFile
+from microtome_encoders.patch.weights import (
+    HUB,
+    RANDOM,
+    PickleRefusedError,
+    file_digest,
+    find_file,
+    fit_state,
+    read_state,
+)
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,8 +48,13 @@ class TorchEncoder(ABC):
     autocast would cast them in every batch, to the same bits. The embedding comes back in float32.
     TF32 is off.
 
+    No file of weights may run code, unless it is the very pickle that the user allows.
+
     Args:
         config: Where the weights are from.
+
+    Raises:
+        ConfigError: If what it allows is no SHA-256.
 
     Attributes:
         loaded_weights: Exactly which weights `load` took, for the record beside the features:
@@ -51,6 +64,13 @@ class TorchEncoder(ABC):
 
     def __init__(self, config: WeightsConfig) -> None:
         self.config = config
+        self._allowed = config.allow_pickle.lower()
+        if self._allowed and not SHA256.fullmatch(self._allowed):
+            raise ConfigError(
+                f"allow_pickle={config.allow_pickle} is no SHA-256 of a file, which has 64 "
+                "hexadecimal digits."
+            )
+        self._ran_pickle = False
         self.loaded_weights: Mapping[str, str] = {}
         self.notes: list[str] = []
         self._model: nn.Module | None = None
@@ -287,9 +307,31 @@ class TorchEncoder(ABC):
                 model = self.build_pretrained(path)
             else:
                 model = self.build()
-                fit_state(model, read_state(path), str(path), ignore=self.removed_layers(model))
+                self.fit_file(model, path, str(path))
         self.loaded_weights = self.weights_file.facts
+        if self._ran_pickle:
+            self.loaded_weights |= {"pickle": "may have run code, by allow_pickle"}
         return model
+
+    def fit_file(self, model: nn.Module, path: Path, where: str) -> None:
+        """Load a file of weights into a model that it must fit exactly.
+
+        Args:
+            model: The model, without its head.
+            path: The file.
+            where: What messages call it.
+
+        Raises:
+            EncoderError: If it cannot be read, is refused, or does not fit.
+        """
+        try:
+            state = read_state(path)
+        except PickleRefusedError:
+            if file_digest(path) != self._allowed:
+                raise
+            self._ran_pickle = True
+            state = read_state(path, trusted=True)
+        fit_state(model, state, where, ignore=self.removed_layers(model))
 
 
 def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 """Of the weights in a hub entry, the first that there is."""
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-_SHA256 = re.compile("[0-9a-f]{64}")
+SHA256 = re.compile("[0-9a-f]{64}")
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 _ELSEWHERE = (
     "give the path of a downloaded file, encoder.NAME.weights=PATH, or encoder.NAME.weights=random"
@@ -47,7 +47,7 @@ class WeightsFile:
         """Its SHA-256: the name of its blob in the hub's cache where that is one, else computed."""
         # One link only: what a blob itself may be a link to is named by another hash.
         blob = self.path.readlink().name if self.commit and self.path.is_symlink() else ""
-        return blob if _SHA256.fullmatch(blob) else file_digest(self.path)
+        return blob if SHA256.fullmatch(blob) else file_digest(self.path)
 
     @property
     def facts(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ from microtome.plugin.specs import EncoderCard, Transform
 from microtome_encoders.options import HubConfig, ModelConfig, VariantConfig, WeightsConfig
 from microtome_encoders.patch.base import TorchEncoder
 from microtome_encoders.patch.hub import NAMES, WeightsFile, fetch_hub, fetch_url
-from microtome_encoders.patch.weights import SUFFIXES, fit_state, read_state
+from microtome_encoders.patch.weights import SUFFIXES, tensors_only
 from microtome_encoders.recipe import Recipe
 
 LAYERS = MappingProxyType({"swiglu_packed": SwiGLUPacked, "silu": nn.SiLU})
@@ -121,9 +121,10 @@ class TimmEncoder(TorchEncoder):
         if self._given is None:
             # A file that timm finds by its URL it unpacks in another way than a user's.
             by_url = self.weights_file.source == path.name
-            return _create_pretrained(self.recipe.architecture, None if by_url else path)
+            with tensors_only(path):
+                return _create_pretrained(self.recipe.architecture, None if by_url else path)
         model = self.build()
-        fit_state(model, read_state(path), self.name, ignore=self.removed_layers(model))
+        self.fit_file(model, path, self.name)
         return model
 
     def removed_layers(self, model: nn.Module) -> Sequence[str]:

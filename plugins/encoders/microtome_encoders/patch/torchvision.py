@@ -19,7 +19,7 @@ from microtome.plugin.specs import EncoderCard, Transform
 from microtome_encoders.options import ModelConfig, WeightsConfig
 from microtome_encoders.patch.base import TorchEncoder, seeded
 from microtome_encoders.patch.hub import WeightsFile, fetch_url
-from microtome_encoders.patch.weights import HUB
+from microtome_encoders.patch.weights import HUB, PickleRefusedError, tensors_only
 from microtome_encoders.recipe import Recipe
 
 CLASSES = 1000
@@ -78,7 +78,10 @@ class TorchvisionEncoder(TorchEncoder):
     def build_pretrained(self, path: Path) -> nn.Module:
         """Make the model with torchvision's weights, from torch's cache."""
         try:
-            return _behead(models.get_model(self.architecture, weights=self.published))
+            with tensors_only(path):
+                return _behead(models.get_model(self.architecture, weights=self.published))
+        except PickleRefusedError:
+            raise
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise EncoderError(
                 f"The weights {self.name} in {path} cannot be read: remove that file, so that it "

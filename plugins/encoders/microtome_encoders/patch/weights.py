@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,24 @@ HUB, RANDOM = "hub", "random"
 PICKLES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 _CHUNK = 1 << 22
+_WANTED = re.compile(r"\b(?:GLOBAL|class) ([\w.]+)")
+_FORCED, _UNFORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    # Of a trusted pickle whose classes are not here.
+    ImportError,
+    AttributeError,
+)
+
+
+class PickleRefusedError(EncoderError):
+    """A pickle wants more than tensors, and so could run code."""
 
 
 def find_file(config: WeightsConfig) -> Path | None:
@@ -56,26 +77,35 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
     return digest.hexdigest()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dictionary; pickles with ``weights_only=True`` alone, so no code runs.
+def read_state(path: Path, *, trusted: bool = False) -> dict[str, Tensor]:
+    """Read a state dictionary; pickles with ``weights_only=True``, so that no code runs.
 
-    A dictionary under ``state_dict`` or ``model`` is unwrapped, and the prefix ``module.`` of
-    data-parallel training removed.
+    A dictionary under ``state_dict`` or ``model`` is unwrapped, a whole model gives its own, and
+    the prefix ``module.`` of data-parallel training is removed.
+
+    Args:
+        path: The file.
+        trusted: Whether a pickle may run whatever it wants.
 
     Raises:
-        EncoderError: If the file cannot be read so.
+        PickleRefusedError: If it is a pickle that wants more than tensors, and is not trusted.
+        EncoderError: If the file cannot be read.
     """
     try:
-        state = _read(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        state = _read(path, trusted)
+    except _UNREADABLE as error:
+        if wanted := _wanted_by(error):
+            raise PickleRefusedError(_refusal(path, wanted)) from error
         # Not torch's own words, which recommend to load the pickle without its guard.
         raise EncoderError(
             f"The weights in {path} cannot be read as a plain dictionary of tensors. "
             f"Save them as .safetensors, or with torch.save(model.state_dict(), path)."
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    for key in ("", "state_dict", "model"):
+        inner = state.get(key) if isinstance(state, Mapping) and key else state
+        if isinstance(inner, nn.Module):
+            inner = inner.state_dict()
+        state = inner if isinstance(inner, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise EncoderError(
             f"The file {path} holds no dictionary of tensors. Save the model's state_dict()."
@@ -85,9 +115,43 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read(path: Path) -> object:
+@contextmanager
+def tensors_only(path: Path) -> Iterator[None]:
+    """Let a library load a file of weights, but no pickle that could run code.
+
+    However it calls torch: some releases of timm and torchvision ask for no guard.
+
+    Args:
+        path: What it loads.
+
+    Raises:
+        PickleRefusedError: If that is a pickle that wants more than tensors.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_FORCED, _UNFORCED)}
+    os.environ[_FORCED] = "1"
+    try:
+        yield
+    except _UNREADABLE as error:
+        if wanted := _wanted_by(error):
+            raise PickleRefusedError(_refusal(path, wanted)) from error
+        raise
+    finally:
+        del os.environ[_FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _wanted_by(error: BaseException | None) -> str:
+    """Name what a pickle wanted besides tensors; empty if its loading failed for other reasons."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError) and (found := _WANTED.search(str(error))):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _read(path: Path, trusted: bool) -> object:
     if path.suffix.lower() in PICKLES:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=not trusted)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -95,6 +159,16 @@ def _read(path: Path) -> object:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def _refusal(path: Path, wanted: str) -> str:
+    return (
+        f"{path} is refused: besides a plain dictionary of tensors it wants {wanted}, and a pickle "
+        f'can run any program. Where you trust it, convert it: python -c "import torch; from '
+        f"safetensors.torch import save_file; save_file(torch.load('{path.name}', "
+        f"weights_only=False), 'model.safetensors')\"; or allow this very file: "
+        f"encoder.NAME.weights={path} encoder.NAME.allow_pickle={file_digest(path)}."
+    )
 
 
 def fit_state(

@@ -1,0 +1,253 @@
+"""Looks at an output with plain h5py, zarr, Pillow and json: none of microtome's own code.
+
+What is compared with is the output of an undisturbed run over the same slides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+STORES = (".h5", ".zarr")
+OF_A_RUN = ("creation_date", "reader", "attributes_sha256")
+"""Attributes that tell of the run, not of its result: another reader may be tried after a death."""
+
+FINISHED = ("done", "reused", "empty")
+
+_PRIVATE = re.compile(r"\..*\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One slide as a store holds it."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    identities: Mapping[str, str]
+
+
+@dataclass
+class Verdict:
+    """What was looked at.
+
+    Attributes:
+        files: Number of files and folders under final names.
+        faults: What is wrong, a sentence each.
+    """
+
+    files: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Truth:
+    """What an output must hold, as an undisturbed run left it.
+
+    Args:
+        output: Of that run.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.slides = sorted(p.stem for p in (output / "status").glob("*.json"))
+        self.stored = {p.name: read_store(p) for s in STORES for p in output.rglob(f"patches/*{s}")}
+        self.pictures = {
+            path.relative_to(output): path.read_bytes()
+            for folder in ("tissue", "visualization", "images")
+            for path in sorted((output / folder).rglob("*"))
+            if path.is_file()
+        }
+
+    @property
+    def features(self) -> set[str]:
+        """Names of all feature sets."""
+        names = {name for stored in self.stored.values() for name in stored.arrays}
+        return {name.removeprefix("features/") for name in names if name.startswith("features/")}
+
+
+def read_store(path: Path) -> Stored:
+    """Read a slide whole, by the library of its format.
+
+    Raises:
+        Exception: Whatever the library raises where it is damaged.
+    """
+    if path.suffix == ".h5":
+        with h5py.File(path, "r") as file:
+            return _read(file, dict(_nodes(file, h5py.Dataset)))
+    root = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+    return _read(root, dict(_nodes(root, zarr.Array)))
+
+
+def _nodes(group: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    yield "coords", group["coords"]
+    for folder in ("columns", "features"):
+        for name in group[folder]:
+            node = group[folder][name]
+            if not isinstance(node, kind):
+                raise TypeError(f"{folder}/{name} is no array")
+            yield f"{folder}/{name}", node
+
+
+def _read(group: Any, nodes: Mapping[str, Any]) -> Stored:
+    identities = {"": str(group.attrs["identity"])}
+    identities |= {k: str(v.attrs["identity"]) for k, v in nodes.items() if "features/" in k}
+    return Stored({name: np.asarray(node[...]) for name, node in nodes.items()}, identities)
+
+
+def check(output: Path, truth: Truth, *, forced: bool = False) -> Verdict:
+    """See that everything under a final name is whole and right, whatever is missing.
+
+    Args:
+        output: The folder.
+        truth: What it must agree with.
+        forced: Whether a run with ``force=true`` was interrupted: a folder may then be missing
+            that the status tells of.
+    """
+    verdict = Verdict()
+    for path in _final(output):
+        verdict.files += 1
+        with _told(verdict, path):
+            verdict.faults += _look(path, output, truth, forced)
+    return verdict
+
+
+def check_complete(output: Path, truth: Truth, features: Collection[str]) -> Verdict:
+    """See that a run that ended well left everything, and nothing else.
+
+    Args:
+        output: The folder.
+        truth: What it must agree with.
+        features: Names of the feature sets that every slide must have, and no other.
+    """
+    verdict = check(output, truth)
+    for name in truth.stored:
+        path = output / "patches" / name
+        with _told(verdict, path):
+            held = {k for k in read_store(path).arrays if k.startswith("features/")}
+            if held != {f"features/{name}" for name in features}:
+                verdict.faults.append(f"{path} holds {sorted(held)}")
+    missing = [str(path) for path in truth.pictures if not (output / path).exists()]
+    verdict.faults += [f"{path} is missing" for path in missing]
+    for slide in truth.slides:
+        path = output / "status" / f"{slide}.json"
+        with _told(verdict, path):
+            record = json.loads(path.read_text())
+            if record["state"] not in FINISHED:
+                verdict.faults.append(f"{path} says {record['state']}: {record['error']}")
+    verdict.faults += [f"{path} was left over" for path in leftovers(output)]
+    return verdict
+
+
+def leftovers(output: Path) -> list[Path]:
+    """List what a run that ended well must have removed: private names and claims.
+
+    The folder of a killed run is left as it is, with the record that it had begun to write.
+    """
+    claims = {p for p in output.rglob("*") if ".claims" in p.parts and p.is_file()}
+    private = {p for p in output.rglob("*.tmp") if _PRIVATE.fullmatch(p.name)}
+    left = private | claims | set(output.glob("tmp*"))
+    return sorted(path for path in left if path.relative_to(output).parts[0] != "runs")
+
+
+def _final(output: Path) -> Iterator[Path]:
+    """Give everything under a final name: files, and folders that are published whole."""
+    for path in sorted(output.iterdir()) if output.is_dir() else ():
+        if path.name == ".claims" or _PRIVATE.fullmatch(path.name):
+            continue
+        if path.is_dir() and path.suffix != ".zarr" and path.parent.name != "images":
+            yield from _final(path)
+        else:
+            yield path
+
+
+def _look(path: Path, output: Path, truth: Truth, forced: bool) -> list[str]:
+    kind = path.relative_to(output).parts[0]
+    looks: dict[str, Callable[[], list[str]]] = {
+        "patches": lambda: _compare(path, truth),
+        "images": lambda: _images(path, output, truth),
+        "tissue": lambda: _picture(path, output, truth),
+        "visualization": lambda: _picture(path, output, truth),
+        "status": lambda: _status(path, output, forced),
+        "runs": lambda: _record(path),
+    }
+    return looks[kind]() if kind in looks else [f"{path} is no output"]
+
+
+def _compare(path: Path, truth: Truth) -> list[str]:
+    found, wanted = read_store(path), truth.stored[path.name]
+    rows = len(found.arrays["coords"])
+    faults = []
+    for name, array in found.arrays.items():
+        expected = wanted.arrays[name]
+        if len(array) != rows:
+            faults.append(f"{path}: {name} has {len(array)} rows for {rows} tiles")
+        elif array.dtype != expected.dtype or not np.array_equal(array, expected):
+            faults.append(f"{path}: {name} differs from an undisturbed run's")
+    lost = {k for k in wanted.arrays if not k.startswith("features/")} - set(found.arrays)
+    faults += [f"{path}: {name} is missing" for name in sorted(lost)]
+    wrong = [k for k, v in found.identities.items() if wanted.identities[k] != v]
+    return faults + [f"{path}: the identity of {name or 'the slide'} differs" for name in wrong]
+
+
+def _images(folder: Path, output: Path, truth: Truth) -> list[str]:
+    wanted = {p for p in truth.pictures if p.is_relative_to(folder.relative_to(output))}
+    found = {p.relative_to(output) for p in folder.rglob("*")}
+    faults = [f"{output / path}: there or missing against the rule" for path in wanted ^ found]
+    return faults + [
+        fault for path in sorted(found) for fault in _picture(output / path, output, truth)
+    ]
+
+
+def _picture(path: Path, output: Path, truth: Truth) -> list[str]:
+    """Decode a picture, or parse JSON, and compare."""
+    data = path.read_bytes()
+    wanted = truth.pictures.get(path.relative_to(output), b"")
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            image.load()
+        same = data == wanted
+    else:
+        same = _values(data) == _values(wanted)
+    return [] if same else [f"{path} differs from an undisturbed run's"]
+
+
+def _values(data: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(data)
+    return {name: value for name, value in values.items() if name not in OF_A_RUN}
+
+
+def _status(path: Path, output: Path, forced: bool) -> list[str]:
+    record = json.loads(path.read_text())
+    if record["slide_id"] != path.stem:
+        return [f"{path} is of {record['slide_id']}"]
+    if record["state"] not in FINISHED:
+        return []
+    missing = [name for name in record["outputs"].values() if not (output / name).exists()]
+    if forced:  # moved aside, its successor not there yet
+        missing = [n for n in missing if not (n.endswith(".zarr") or n.startswith("images/"))]
+    return [f"{path} says {record['state']}, but {name} is missing" for name in missing]
+
+
+def _record(path: Path) -> list[str]:
+    """Parse the records of a run; Hydra's own files are Hydra's."""
+    if path.suffix == ".json":
+        json.loads(path.read_text())
+    return []
+
+
+@contextmanager
+def _told(verdict: Verdict, path: Path) -> Iterator[None]:
+    """Turn whatever a library raises at a damaged file into a fault."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the file is not what it must be
+        verdict.faults.append(f"{path}: {type(error).__name__}: {error}")

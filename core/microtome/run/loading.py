@@ -1,0 +1,40 @@
+"""Loads the weights of a run before its slides, if any slide is sure to need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from microtome.errors import StoreError
+from microtome.run.plan import RunPlan
+from microtome.slide.types import SlideRef
+
+
+def load_needed(plan: RunPlan, slides: Sequence[SlideRef]) -> None:
+    """Load the encoders unless every slide has its features already.
+
+    A missing file or a closed gate is told before any slide is opened.
+
+    Raises:
+        EncoderError: If weights cannot be had.
+        PluginError: If a plugin fails in another way.
+    """
+    if plan.encoders and any(lacks_features(plan, ref.slide_id) for ref in slides):
+        for encoder in plan.encoders:
+            encoder.ensure_loaded()
+
+
+def lacks_features(plan: RunPlan, slide_id: str) -> bool:
+    """Tell whether a slide has not all the features that a run asks for."""
+    wanted = {encoder.name for encoder in plan.encoders}
+    for store in plan.stores:
+        path = plan.layout.slide(store.spec, slide_id)
+        if plan.config.force or not path.exists():
+            return True
+        with (
+            suppress(StoreError),
+            store.writer.open_stored(path) as stored,
+        ):  # told when its turn comes
+            if wanted - set(stored.feature_names()):
+                return True
+    return False

@@ -1,0 +1,162 @@
+"""What is made of a slide's tiles: features, tile images, and the files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import StoreError
+from microtome.plugin.protocols import TileSink
+from microtome.run.attributes import feature_attributes, slide_attributes
+from microtome.run.budget import Threads
+from microtome.run.holdings import Holdings, StoreHolding
+from microtome.run.identities import feature_identity, image_identity
+from microtome.run.pixels import PixelPass, Sink
+from microtome.run.plan import PlannedEncoder, PlannedImages
+from microtome.slide.clock import timed
+from microtome.slide.opening import OpenedSlide
+from microtome.slide.types import TileGrid
+from microtome.store.atomic import wrap_errors
+from microtome.store.attributes import sealed, write_folder_record
+from microtome.store.identity import Identity
+from microtome.store.publish import (
+    FeatureScratch,
+    FeatureSet,
+    SlideContent,
+    publish,
+    publish_slide,
+)
+
+if TYPE_CHECKING:
+    from microtome.run.pipeline import SlideWork
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Production:
+    """One pass over a slide's tiles, and what is published of it.
+
+    Attributes:
+        work: The slide's stages, which hear of this one.
+        slide: Open.
+        grid: Its tiles.
+        identity: Of the grid.
+        holdings: What is there already.
+    """
+
+    work: SlideWork
+    slide: OpenedSlide
+    grid: TileGrid
+    identity: Identity
+    holdings: Holdings
+
+    def run(self) -> NDArray[np.int32]:
+        """Read the tiles once if anything needs them, and publish what was missing.
+
+        Returns:
+            (n, 5) of the tiles that were kept.
+        """
+        holdings, identity = self.holdings, self.identity
+        encoders = [e for e in self.work.plan.encoders if e.name in holdings.missing]
+        attributes = slide_attributes(self.slide, self.grid.geometry, identity, len(self.grid))
+        with ExitStack() as stack:
+            scratches = [stack.enter_context(self._scratch(e, len(self.grid))) for e in encoders]
+            passed = PixelPass(
+                filter=self.work.plan.config.filter,
+                encoders=list(zip(encoders, scratches, strict=True)),
+                sinks=[
+                    Sink(
+                        stack.enter_context(self._sink(image, attributes)),
+                        image.spec.concurrent,
+                        self.work.plan.layout.slide(image.spec, self.work.ref.slide_id),
+                    )
+                    for image in holdings.images
+                ],
+                batch_size=self.work.plan.config.batch_size,
+                threads=self.work.plan.share_threads(encoders),
+                advance=partial(self.work.reporter.advance, self.work.ref.slide_id),
+            )
+            content = self._content(passed, attributes)
+            features = {
+                encoder.name: FeatureSet(
+                    scratch.source(None if passed.keep.all() else np.flatnonzero(passed.keep)),
+                    self._attributes(encoder, passed.threads),
+                )
+                for encoder, scratch in passed.encoders
+            }
+            with self.work.timed("write"), timed("write"):
+                for holding in holdings.stores:
+                    self._publish(holding, replace(content, features=features))
+            # What a sink's folder says of its tiles is known only now.
+            attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
+        return content.coords
+
+    def _content(self, passed: PixelPass, attributes: Mapping[str, Any]) -> SlideContent:
+        """Make the one pass, unless nobody looks at a pixel, and give what was kept."""
+        grid = self.grid
+        kept = np.ones(len(grid), np.bool_)
+        columns: dict[str, NDArray[Any]] = {}
+        if passed.needed:
+            with self.work.timed("tiles", len(grid)):
+                for encoder, _ in passed.encoders:
+                    encoder.ensure_loaded()
+                passed.run(self.slide.reader, grid)
+            self.work.tiles_per_second = round(len(grid) / max(self.work.seconds["tiles"], 1e-6), 1)
+            for encoder, _ in passed.encoders:
+                self.work.warnings += getattr(encoder.encoder, "notes", ())
+            kept, columns = passed.keep, {"has_background": passed.has_background}
+        self.work.unchanged.check()
+        return SlideContent(
+            coords=grid.coords[kept],
+            columns={k: column[kept] for k, column in {**grid.columns, **columns}.items()},
+            attributes={**attributes, "num_patches": int(kept.sum())},
+            features={},
+        )
+
+    def _attributes(self, encoder: PlannedEncoder, threads: Threads) -> dict[str, Any]:
+        identity = feature_identity(self.work.plan, encoder, self.identity)
+        self.work.identities[f"features/{encoder.name}"] = identity.digest
+        return feature_attributes(encoder, self.work.plan, identity, threads=threads)
+
+    def _scratch(self, encoder: PlannedEncoder, rows: int) -> FeatureScratch:
+        config = self.work.plan.config
+        return FeatureScratch(
+            config.output, rows, config.feature_dtype, name=encoder.name, dim=encoder.card.dim
+        )
+
+    @contextmanager
+    def _sink(self, image: PlannedImages, attributes: Mapping[str, Any]) -> Iterator[TileSink]:
+        identity = image_identity(image, self.identity)
+        final = self.work.plan.layout.slide(image.spec, self.work.ref.slide_id)
+        own = {"identity": identity.digest, "identity_fields": dict(identity.fields)}
+        with publish(final, layout=image.spec.layout) as path:
+            with wrap_errors(final):
+                sink = image.writer.open(path, self.work.ref.slide_id, attributes)
+            yield sink
+            with wrap_errors(final):
+                sink.close()
+            write_folder_record(path, sealed({**attributes, **own}))
+
+    def _publish(self, holding: StoreHolding, content: SlideContent) -> None:
+        """Publish a new slide, or add to one what it lacks."""
+        if holding.complete:
+            return
+        if holding.coords is not None and not np.array_equal(holding.coords, content.coords):
+            raise StoreError(
+                f"{holding.path} has the identity of this run but other coordinates; "
+                "nothing was added to it. Compute it again with force=true."
+            )
+        mine = {name: content.features[name] for name in holding.missing}
+        attributes = {**content.attributes, "writer": holding.store.fields}
+        publish_slide(
+            holding.path,
+            holding.store.writer,
+            holding.store.spec,
+            replace(content, features=mine, attributes=attributes),
+            force=holding.replace,
+        )

@@ -1,0 +1,359 @@
+"""What one output must be to be whole: each check gives what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import ConfigError, MicrotomeError, MissingDependencyError, StoreError
+from microtome.plugin.registry import Registry
+from microtome.plugin.specs import WriterSpec
+from microtome.store.attributes import (
+    ATTRIBUTES_DIGEST,
+    FOLDER_RECORD,
+    attributes_digest,
+    parse_fields,
+    read_folder_record,
+)
+from microtome.store.identity import IDENTITY, IDENTITY_FIELDS, make_identity
+from microtome.store.masks import load_mask
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import StoredSlide
+
+BLOCK_BYTES = 16 << 20
+"""Features that are in memory at a time."""
+
+PICTURE_NOTE = "microtome"
+"""Text chunk of masks and overlays."""
+
+REPLACE = "Delete it and run the same command again, or use force=true for that slide"
+AGAIN = "Run the same command again"
+REDRAW = "Delete it: the next run makes it again"
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PLACE = re.compile(r"x(-?\d+)_y(-?\d+)\.\w+$")
+_LOST = "\ufffd"  # what stands in a stored text for what UTF-8 does not hold
+_SHOWN = 12  # of a digest
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Something that is wrong with an output.
+
+    Attributes:
+        what: Half a sentence about it, or all that is to be said.
+        remedy: What to do; empty where ``what`` says that, too.
+    """
+
+    what: str
+    remedy: str = REPLACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a slide's record says of its outputs; nothing where there is no such record.
+
+    Attributes:
+        tiles: How many there are.
+        identities: Digests, by what they identify.
+        encoders: Feature sets that must be there.
+    """
+
+    tiles: int | None = None
+    identities: Mapping[str, str] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checker:
+    """Checks what writers wrote.
+
+    Attributes:
+        registry: The writers.
+        deep: Whether values and images are read, too; names, shapes and attributes always are.
+        unguarded: Filled with the outputs that carry no checksum.
+    """
+
+    registry: Registry
+    deep: bool = True
+    unguarded: set[Path] = field(default_factory=set)
+
+    def check(self, path: Path, spec: WriterSpec, expected: Expected) -> Iterator[Wrong]:
+        """Check what a writer wrote of one slide.
+
+        Args:
+            path: The final name.
+            spec: The writer.
+            expected: What the slide's record says of it.
+        """
+        checks = self._images if spec.consumes == "pixels" else self._store
+        yield from self._reading(path, spec, checks(path, spec, expected))
+
+    def _reading(self, path: Path, spec: WriterSpec, checks: Iterator[Wrong]) -> Iterator[Wrong]:
+        """Go through checks; an error of the writer that reads for them is what is wrong."""
+        try:
+            with self.registry.blame("writer", spec.name, "used to read it"):
+                yield from checks
+        except StoreError as error:  # says where, and what to do
+            yield Wrong(str(error), "")
+        except MissingDependencyError as error:
+            yield Wrong(f"{path} cannot be checked: {error}", "")
+        except MicrotomeError as error:
+            yield Wrong(f"it cannot be read: {error}")
+
+    def _store(self, path: Path, spec: WriterSpec, expected: Expected) -> Iterator[Wrong]:
+        with self.registry.create("writer", spec.name).open_stored(path) as stored:
+            yield from self._slide(path, stored, expected)
+            for name in stored.feature_names():
+                identity = expected.identities.get(f"features/{name}")
+                checks = self._features(path, stored, name, identity)
+                for wrong in self._reading(path, spec, checks):
+                    what = f"features/{name}: {wrong.what}" if wrong.remedy else wrong.what
+                    yield replace(wrong, what=what)
+
+    def _slide(self, path: Path, stored: StoredSlide, expected: Expected) -> Iterator[Wrong]:
+        coords, attributes = stored.coords, stored.attributes
+        if coords.ndim != 2 or coords.shape[1] != 5 or coords.dtype != np.int32:
+            found = f"{coords.dtype} of shape {coords.shape}"
+            yield Wrong(f"coords are {found}, not int32 of shape (n, 5)")
+            return
+        yield from self._seal(path, attributes, stored.columns)
+        yield from _identity(attributes, expected.identities.get("coords"))
+        yield from _counts(len(coords), attributes, expected)
+        twice = len(coords) - len(np.unique(coords, axis=0))
+        if twice:
+            yield Wrong(f"{twice} of {len(coords)} tiles are there twice")
+        for name, column in stored.columns.items():
+            if column.shape != (len(coords),):
+                yield Wrong(f"columns/{name} has the shape {column.shape} for {len(coords)} tiles")
+        for name in sorted({*expected.encoders} - {*stored.feature_names()}):
+            yield Wrong(f"features/{name} is missing, its slide's record names it", AGAIN)
+        checksums = getattr(stored, "checksums", None)
+        if checksums is not None and not all(checksums().values()):
+            self.unguarded.add(path)
+
+    def _features(
+        self, path: Path, stored: StoredSlide, name: str, identity: str | None
+    ) -> Iterator[Wrong]:
+        rows, dim = stored.feature_shape(name)
+        attributes = stored.feature_attributes(name)
+        if rows != len(stored.coords):
+            yield Wrong(f"it has {rows} rows for {len(stored.coords)} tiles")
+        if attributes.get("dim", dim) != dim:
+            yield Wrong(f"it has {dim} columns, its attribute dim says {attributes['dim']}")
+        dtype = stored.features(name, slice(0, 0)).dtype
+        if not np.issubdtype(dtype, np.floating):
+            yield Wrong(f"it is of {dtype}, not of floating point")
+            return
+        if ATTRIBUTES_DIGEST in stored.attributes and ATTRIBUTES_DIGEST not in attributes:
+            yield Wrong("its attributes are not all there")
+        yield from self._seal(path, attributes)
+        yield from _identity(attributes, identity)
+        coords = parse_fields(attributes).get("coords")
+        if coords != stored.attributes.get(IDENTITY):
+            yield Wrong("it was made for other coordinates")
+        if self.deep:
+            yield from _finite(stored, name, rows, max(1, BLOCK_BYTES // max(1, dim * 8)))
+
+    def _images(self, path: Path, spec: WriterSpec, expected: Expected) -> Iterator[Wrong]:
+        record = read_folder_record(path)
+        if record is None:
+            return
+        yield from self._seal(path, record)
+        yield from _identity(record, expected.identities.get("coords"), "coords_identity")
+        try:
+            coords = np.asarray(json.loads(record["coords"]), np.int32).reshape(-1, 5)
+        except (KeyError, ValueError, TypeError):
+            yield Wrong(f"{FOLDER_RECORD} does not say where its tiles lie")
+            return
+        yield from _counts(len(coords), record, expected)
+        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        yield from _places(files, coords)
+        for file in files if self.deep else ():
+            if wrong := _image_damage(file):
+                yield Wrong(f"{file.name}: {wrong}")
+
+    def _seal(
+        self, path: Path, attributes: Mapping[str, Any], columns: Iterable[str] = ()
+    ) -> Iterator[Wrong]:
+        """Check the hash over all attributes, where there is one."""
+        sealed = attributes.get(ATTRIBUTES_DIGEST)
+        if sealed is None:
+            self.unguarded.add(path)
+        elif sealed != attributes_digest(attributes, columns):
+            yield Wrong("its attributes or columns are not those that were written")
+
+
+def check_mask(path: Path) -> Iterator[Wrong]:
+    """Check a tissue mask and that it is the one that its name says."""
+    wrong = png_damage(path)
+    if wrong:
+        yield Wrong(wrong, REDRAW)
+        return
+    try:
+        stored = load_mask(path)
+    except StoreError as error:
+        yield Wrong(str(error), "")
+        return
+    if stored.identity.digest != _digest(stored.identity.fields):
+        yield Wrong("its identity is not the hash of its identity_fields", REDRAW)
+    if not stored.identity.digest.startswith(path.stem.rpartition(".")[2]):
+        digest = stored.identity.digest[:_SHOWN]
+        yield Wrong(f"it holds the mask {digest}…, not the one of its name", REDRAW)
+
+
+def check_regions(path: Path) -> Iterator[Wrong]:
+    """Check a GeoJSON of tissue: every region a polygon of closed rings of finite points."""
+    try:
+        features = json.loads(path.read_text("utf-8"))["features"]
+        polygons = [feature["geometry"]["coordinates"] for feature in features]
+        rings = [np.asarray(ring, np.float64) for rings in polygons for ring in rings]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        yield Wrong(f"it is no GeoJSON of regions, or is damaged ({reason})", REDRAW)
+        return
+    if not all(map(_is_ring, rings)):
+        yield Wrong("it holds a ring that is not closed, or not of finite points", REDRAW)
+
+
+def check_overlay(path: Path, identities: Mapping[str, str]) -> Iterator[Wrong]:
+    """Check an overlay, and that it shows what the slide's record says.
+
+    Args:
+        path: The picture.
+        identities: Digests by what they identify; what the overlay does not depend on is left out.
+    """
+    from PIL.PngImagePlugin import PngImageFile
+
+    wrong = png_damage(path)
+    if wrong:
+        yield Wrong(wrong, REDRAW)
+        return
+    try:
+        with PngImageFile(path) as image:
+            shown: dict[str, str] = json.loads(image.text[PICTURE_NOTE])
+    except (OSError, SyntaxError, KeyError, ValueError):
+        yield Wrong("it does not say what it shows", REDRAW)
+        return
+    other = [name for name, digest in identities.items() if shown.get(name, digest) != digest]
+    if other:
+        yield Wrong(f"it shows other {' and '.join(other)} than its slide's record says", AGAIN)
+
+
+def png_damage(path: Path) -> str:
+    """Compare every chunk of a PNG with its checksum, as few libraries do when they read one.
+
+    Returns:
+        What is wrong; empty if nothing is.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(len(_SIGNATURE)) != _SIGNATURE:
+                return "it is no PNG"
+            name = b""
+            while name != b"IEND":
+                head = file.read(8)
+                length = int.from_bytes(head[:4], "big")
+                if len(head) < 8 or length > size:
+                    return "it is cut short or damaged"
+                name, data = head[4:], file.read(length)
+                if file.read(4) != zlib.crc32(name + data).to_bytes(4, "big"):
+                    return "it is damaged: its content and its checksums differ"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    return ""
+
+
+def _identity(
+    attributes: Mapping[str, Any], expected: str | None, of: str = IDENTITY
+) -> Iterator[Wrong]:
+    """Check an identity.
+
+    Args:
+        attributes: Of an output.
+        expected: The digest that the slide's record says.
+        of: Where that digest stands: in the attributes, or in what the identity was made of.
+    """
+    fields, digest = parse_fields(attributes), attributes.get(IDENTITY)
+    if not fields or not isinstance(digest, str):
+        yield Wrong("its attributes do not say what made it (identity, identity_fields)")
+        return
+    if _LOST not in str(attributes[IDENTITY_FIELDS]) and digest != _digest(fields):
+        yield Wrong("its identity is not the hash of its identity_fields")
+    found = digest if of == IDENTITY else fields.get(of)
+    if expected is not None and found != expected:
+        said = f"{str(found)[:_SHOWN]}…, its slide's record says {expected[:_SHOWN]}…"
+        yield Wrong(f"its {of} is {said}", AGAIN)
+
+
+def _counts(rows: int, attributes: Mapping[str, Any], expected: Expected) -> Iterator[Wrong]:
+    said = attributes.get("num_patches")
+    if said != rows:
+        yield Wrong(f"its attribute num_patches is {said!r}, coords has {rows} rows")
+    if expected.tiles is not None and expected.tiles != rows:
+        wanted = expected.tiles
+        yield Wrong(f"coords has {rows} rows, its slide's record says {wanted} tiles", AGAIN)
+
+
+def _finite(stored: StoredSlide, name: str, rows: int, step: int) -> Iterator[Wrong]:
+    """Read all values, in blocks; the first that is not finite is told."""
+    for start in range(0, rows, step):
+        block = stored.features(name, slice(start, start + step))
+        if len(block) != min(step, rows - start):
+            yield Wrong(f"it gives {len(block)} rows from row {start}")
+            return
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if bad.size:
+            row = start + int(bad[0])
+            yield Wrong(f"it holds values that are not finite, the first in row {row}")
+            return
+
+
+def _places(files: list[Path], coords: NDArray[np.int32]) -> Iterator[Wrong]:
+    """Compare images with tiles, where their names say which is whose."""
+    wanted = {(x, y) for x, y in coords[:, :2].tolist()}
+    named = {(int(m[1]), int(m[2])) for f in files if (m := _PLACE.search(f.name))}
+    if named or not files:
+        if lost := sorted(wanted - named):
+            yield Wrong(f"{len(lost)} of {len(wanted)} tiles lack an image, the first at {lost[0]}")
+        if more := sorted(named - wanted):
+            yield Wrong(f"{len(more)} images belong to no tile, the first at {more[0]}")
+
+
+def _image_damage(path: Path) -> str:
+    """Check an image; of what is none that Pillow knows, that it is not empty."""
+    from PIL import Image
+
+    if path.suffix.lower() == ".png":
+        return png_damage(path)
+    try:
+        if path.is_file() and not path.stat().st_size:
+            return "it is empty"
+        if path.suffix.lower() in Image.registered_extensions():
+            with Image.open(path) as image:
+                image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"it cannot be decoded: {error}"
+    return ""
+
+
+def _is_ring(ring: NDArray[np.float64]) -> bool:
+    is_line = ring.ndim == 2 and ring.shape[0] >= 4 and ring.shape[1] >= 2
+    return is_line and bool(np.isfinite(ring).all() and (ring[0] == ring[-1]).all())
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    try:
+        return make_identity(str(fields.get("stage")), fields).digest
+    except ConfigError:  # a value that no identity holds
+        return ""
