@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from microtome.slide.imaging import read_tiles, render_view
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import SlideRef, TissueMask
+from microtome_engines.worker import die_with
 
 MARK = "EXAMINED "
 
@@ -180,6 +182,7 @@ def _memory(name: str) -> float:
 
 def main() -> None:
     """Answer line by line."""
+    die_with(os.getppid())
     for line in sys.stdin:
         print(MARK + json.dumps(measured(json.loads(line))), flush=True)
 
