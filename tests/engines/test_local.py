@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,3 +203,15 @@ def test_memory_of_a_process_is_its_own():
     held = np.ones(64 << 20, np.uint8)
     assert memory.memory_of(os.getpid()) - before > 0.9 * held.nbytes
     assert memory.memory_of(2**30) == 0
+
+
+@pytest.mark.parametrize(("reader", "state"), [("cucim", "failed"), ("auto", "done")])
+def test_a_valid_file_that_kills_cucim_costs_nobody_anything(
+    go, slides, tmp_path, shared_data, reader, state
+):
+    """The file is refused before cuCIM sees it, or read by another reader."""
+    shutil.copy(shared_data / "broken/valid_deflate_boxes.tiff", slides("good"))
+    result = go(tmp_path / "slides", reader=reader, mpp=0.5, segmenter="none")
+    states = {name: status.state for name, status in by_name(result).items()}
+    assert states == {"good": "done", "valid_deflate_boxes": state}
+    assert result.exit_code == (3 if state == "failed" else 0)
