@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ from microtome.errors import MicrotomeError
 from microtome.run.progress import SilentReporter
 from microtome.store.claims import read_attempts
 from microtome.store.status import read_status
+from microtome.testing import make_slide
 from microtome_engines import memory
 from microtome_engines.process import environment
 
@@ -179,6 +181,48 @@ def test_a_worker_that_is_told_to_end_was_not_the_slides_fault(go, slides, tmp_p
     assert not list((tmp_path / "out/.claims").glob("*.json"))
 
 
+def test_all_that_are_suspended_are_excused(go, slides, tmp_path):
+    """As a scheduler or a laptop's lid does: nobody's silence counts."""
+    folder = slides("a", "b")
+    make_slide(folder / "b.svs", size=(4096, 3072), seed=1)
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "microtome", folder, "output=out", "engine.patience=6"),
+            *("claims.attempts=1", "tiler.magnification=40", "tiler.size=64", "reader=openslide"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    attempts = tmp_path / "out/.claims/b.attempts.json"
+    deadline = time.monotonic() + 60
+    while not read_attempts(attempts) and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    for pid in (run.pid, *map(int, workers)):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)
+    for pid in (run.pid, *map(int, workers)):
+        os.kill(pid, signal.SIGCONT)
+    _, said = run.communicate(timeout=100)
+    assert run.returncode == 0, said
+
+
+def test_a_damaged_record_stops_nobody(go, slides, tmp_path):
+    folder = slides("a", "b")
+    go(folder)
+    (tmp_path / "out/status/a.json").write_text("")
+    again = go(folder)
+    assert {s.state for s in again.statuses} == {"reused"}
+    assert read_status(tmp_path / "out/status/a.json").state == "reused"
+
+
+def test_a_gpu_that_was_not_granted_is_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    with pytest.raises(MicrotomeError, match="no GPU 2 among those that were granted"):
+        environment(2)
+
+
 def test_a_gpu_is_counted_among_those_that_were_granted(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert environment(1)["CUDA_VISIBLE_DEVICES"] == "6"
@@ -192,6 +236,15 @@ def test_memory_is_shared_out_of_what_was_granted(monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
     whole = memory.memory_share(1)
     assert memory.memory_share(4) == whole / 4
+    monkeypatch.delenv("SLURM_MEM_PER_CPU", raising=False)
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text("0::/system/run-7\n")
+    (tmp_path / "system/run-7").mkdir(parents=True)
+    (tmp_path / "system/memory.max").write_text(f"{1 << 29}\n")
+    (tmp_path / "system/run-7/memory.max").write_text("max\n")
+    assert memory.memory_share(1) == pytest.approx(0.9 * 2**29)
+    (tmp_path / "system/memory.max").unlink()
     (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
     assert memory.memory_share(1) == pytest.approx(0.9 * 2**30)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")

@@ -165,7 +165,8 @@ def test_attempts_that_nobody_could_record_the_end_of_count(make, tmp_path):
     """As after kill -9 of the whole process: the lease goes with it, the attempt stays."""
     for deaths in range(3):
         task = make({"a": 1}).take()
-        assert task.history.deaths == deaths
+        # One lost machine says nothing of the slide.
+        assert task.history.deaths == max(0, deaths - 1)
         task.claim._lease.release()
     status = make({"a": 1}).take()
     assert status.state == "quarantined"

@@ -162,3 +162,13 @@ def test_weights_are_loaded_before_any_slide_when_a_finished_one_lacks_them(
     with pytest.raises(PluginError, match="'unloadable' of microtome-standins cannot be loaded"):
         go(slide, encoder=["mean", "unloadable"])
     assert states(go(slide)) == ["reused"]
+
+
+def test_a_damaged_mask_is_made_again(go, slide, tmp_path):
+    go(slide)
+    (mask,) = (tmp_path / "out/tissue").glob("*.png")
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "out/patches/one.h5").unlink()
+    assert states(go(slide)) == ["done"]
+    assert mask.read_bytes() == whole

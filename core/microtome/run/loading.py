@@ -19,9 +19,14 @@ def load_needed(plan: RunPlan, slides: Sequence[SlideRef]) -> None:
         EncoderError: If weights cannot be had.
         PluginError: If a plugin fails in another way.
     """
-    if plan.encoders and any(lacks_features(plan, ref.slide_id) for ref in slides):
+    if needs_encoders(plan, slides):
         for encoder in plan.encoders:
             encoder.ensure_loaded()
+
+
+def needs_encoders(plan: RunPlan, slides: Sequence[SlideRef]) -> bool:
+    """Tell whether any slide has not all the features that a run asks for."""
+    return bool(plan.encoders) and any(lacks_features(plan, ref.slide_id) for ref in slides)
 
 
 def lacks_features(plan: RunPlan, slide_id: str) -> bool:

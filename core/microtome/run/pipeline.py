@@ -188,7 +188,10 @@ class SlideWork:
         path = self.plan.layout.status(self.ref.slide_id)
         if self.plan.config.force or not path.exists():
             return True
-        before = read_status(path)
+        try:
+            before = read_status(path)
+        except StoreError:  # damaged: whose it was, nobody can tell
+            return True
         same = before.path == self.ref.source or before.fingerprint == self.fingerprint
         return same or before.state in FAILED
 
@@ -292,7 +295,8 @@ class SlideWork:
         regions = layout.tissue(slide_id, identity.digest, ".geojson")
         self.outputs |= {"tissue": path, "regions": regions}
         if path.exists() and regions.exists() and not self.plan.config.force:
-            return identity, load_mask(path).mask
+            with suppress(StoreError):  # damaged: it is made again
+                return identity, load_mask(path).mask
         mask = find_tissue(
             slide, self.plan.segmenter, self.plan.segmenter_spec, self.plan.config.tissue
         )

@@ -41,10 +41,16 @@ class Assignment:
 
     @property
     def history(self) -> History:
-        """What its earlier workers advise."""
-        earlier = self.claim.earlier
-        avoid = frozenset(attempt.reader for attempt in earlier if attempt.reader)
-        return History(deaths=len(earlier), avoid=avoid)
+        """What its earlier workers advise.
+
+        One that vanished without a word was mostly on a machine that was lost: only the second
+        such says anything of the slide.
+        """
+        vanished = [attempt for attempt in self.claim.earlier if not attempt.how]
+        told = [attempt for attempt in self.claim.earlier if attempt.how]
+        telling = told + (vanished if len(vanished) > 1 else [])
+        avoid = frozenset(attempt.reader for attempt in telling if attempt.reader)
+        return History(deaths=len(told) + max(0, len(vanished) - 1), avoid=avoid)
 
 
 class SlideQueue:
@@ -188,12 +194,13 @@ class SlideQueue:
         return status
 
     def _write_quarantined(self, ref: SlideRef, earlier: Sequence[Attempt]) -> SlideStatus:
+        deaths = f"{len(earlier)} worker{'s' if len(earlier) > 1 else ''}"
         told = "; ".join(dict.fromkeys(map(str, earlier)))
         message = (
-            f"{len(earlier)} workers died on it: {told}. It is left alone from now on; "
-            "claims.retry=true tries it again."
+            f"{deaths} died on it: {told}. It is left alone from now on; claims.retry=true, or a "
+            "larger claims.attempts, tries it again."
             if self._settings.attempts
-            else f"{len(earlier)} workers died on it: {told}. The next run tries it again."
+            else f"{deaths} died on it: {told}. The next run tries it again."
         )
         status = self._status(ref, "quarantined", message, stage=earlier[-1].stage or "open")
         write_status(self._plan.layout.status(ref.slide_id), status)

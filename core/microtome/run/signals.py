@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
 )
-"""What asks a process to end: SIGTERM, and what schedulers send before they preempt a job."""
+"""What asks a process to end: Ctrl-C, SIGTERM, what schedulers send before they preempt a job, and
+the end of a terminal."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +33,8 @@ class Terminated(KeyboardInterrupt):
 def signals_interrupt() -> Iterator[None]:
     """Raise `Terminated` in a block that is asked to end, where signals can be handled.
 
-    A second signal while the first is still dealt with is ignored: cleaning up is not interrupted.
+    What is ignored already (by ``nohup``, or a worker's SIGINT) stays so. A second signal while the
+    first is still dealt with is ignored: cleaning up is not interrupted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,7 +45,8 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise Terminated(signum)
 
-    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -100,19 +100,16 @@ class Claim:
 
     def end(self) -> None:
         """Give the slide back, done with it one way or another: its earlier deaths are history."""
-        if not self.lost:  # else the record is that of the worker that took it over
-            remove(self._path)
+        self._remove()
         self._release()
 
     def drop(self) -> None:
         """Give the slide back as it was found: the attempt was not the slide's fault."""
-        if self.lost:
-            pass
-        elif self.earlier:
+        if self.earlier:
             with suppress(StoreError):  # an attempt too many is not worth a run
                 self._write(self.earlier)
         else:
-            remove(self._path)
+            self._remove()
         self._release()
 
     def die(self, how: str) -> None:
@@ -124,8 +121,14 @@ class Claim:
         self._release()
 
     def _write(self, attempts: tuple[Attempt, ...]) -> None:
+        if self.lost:  # the record is that of the worker that took it over
+            return
         # Not put on disk: a machine that loses its power is no fault of the slide.
         write_json(self._path, [asdict(a) for a in attempts], indent=None, durable=False)
+
+    def _remove(self) -> None:
+        if not self.lost:
+            remove(self._path)
 
     def _release(self) -> None:
         with suppress(OSError):
@@ -208,6 +211,11 @@ class Claims:
                 if aside.stat().st_ino != marker[0]:  # somebody was faster
                     os.link(aside, path)
             remove(aside)
+
+
+def forget_attempts(layout: OutputLayout, slide_id: str) -> None:
+    """Forget what workers died of on a slide."""
+    remove(layout.claim(slide_id, _ATTEMPTS))
 
 
 def read_attempts(path: Path) -> tuple[Attempt, ...]:

@@ -7,16 +7,19 @@ worker in place of each that is gone.
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
 
-from microtome.errors import EngineError, MicrotomeError
+from microtome.errors import ConfigError, EngineError, MicrotomeError
 from microtome.run.budget import cpu_budget
 from microtome.run.events import open_log
 from microtome.run.job import Job
+from microtome.run.loading import needs_encoders
 from microtome.run.progress import Reporter, TeeReporter
 from microtome.run.staging import StagedQueue
 from microtome.store.status import SlideStatus
@@ -28,6 +31,12 @@ from microtome_engines.worker import Orders
 _LOOK = 0.2
 """Seconds between two looks at workers that say nothing."""
 
+_STARTS = 2
+"""Workers in one place that may be lost before their first slide; of the next, the run ends."""
+
+_SUSPENDED = 5.0
+"""Seconds between two looks that only a suspended driver takes."""
+
 _GRACE = 10.0
 """Seconds that a worker has to drop its slide before it is killed."""
 
@@ -37,9 +46,16 @@ class LocalEngine:
 
     Args:
         config: How many, where, and for how long to wait for them.
+
+    Raises:
+        ConfigError: If one of its numbers makes no sense.
     """
 
     def __init__(self, config: LocalConfig) -> None:
+        for name in ("workers", "patience", "memory_gb"):
+            value = getattr(config, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"engine.{name}={value:g} must be above 0.")
         self._config = config
 
     def run(self, job: Job) -> Generator[SlideStatus]:
@@ -76,26 +92,40 @@ class _Driver:
             job.slides,
             self._reporter,
             workers=self._count,
-            keep_order=self._count == 1,
+            keep_order=self._count == 1 and not job.plan.round,
         )
         self._memory = _memory(config, self._count)
+        # Small enough for the pipe to hold, so that no worker that hangs at its start holds us up.
+        bare = replace(job.plan.config, slides=(), resolved={}, threads=_threads(job, self._count))
         self._orders = Orders(
-            config=replace(job.plan.config, threads=_threads(job, self._count)),
-            slides=job.slides,
+            config=bare,
+            load=needs_encoders(job.plan, job.slides),
+            round=job.plan.round,
             driver=os.getpid(),
         )
         self._workers: list[WorkerProcess] = []
-        self._failed_starts = 0
+        self._failed_starts: Counter[int] = Counter()
+        self._looked = time.monotonic()
 
     def statuses(self) -> Iterator[SlideStatus]:
         """Give each slide's status as it ends."""
-        self._workers = [self._start(number) for number in range(self._count)]
+        for number in range(self._count):
+            self._workers.append(self._start(number))
         while not self._queue.finished:
             yield from self._hand_out()
             for worker in self._workers_with_news():
                 yield from self._listen(worker)
+            self._excuse()
             for worker in list(self._workers):
                 yield from self._look_after(worker)
+
+    def _excuse(self) -> None:
+        """Hold nobody's silence against them while all of us were suspended."""
+        now = time.monotonic()
+        if now - self._looked > _SUSPENDED:
+            for worker in self._workers:
+                worker.excuse(now - self._looked)
+        self._looked = now
 
     def stop(self) -> None:
         """End all workers: those that work on a slide drop it."""
@@ -132,8 +162,9 @@ class _Driver:
 
     def _listen(self, worker: WorkerProcess) -> Iterator[SlideStatus]:
         for message in worker.messages():
-            self._failed_starts = 0
             match message:
+                case ("ready",):
+                    self._failed_starts[worker.number] = 0
                 case ("finished", record):
                     if worker.task is not None:
                         self._queue.done(worker.task)
@@ -157,26 +188,32 @@ class _Driver:
         if not how:
             return
         yield from self._listen(worker)  # what it still said
-        task, worker.task = worker.task, None
+        status = self._take_back(worker, how)
         self._workers[self._workers.index(worker)] = self._start(worker.number)
-        if task is None:
-            self._failed_starts += not worker.ready
-            if self._failed_starts > self._count:
-                raise EngineError(f"A worker cannot start: it {how}. engine=inline shows why.")
-            return
-        if worker.was_told_to_end:
-            self._queue.give_back(task)
-            return
-        task.claim.note(stage=worker.stage)
-        status = self._queue.died(task, how)
         if status is not None:
             self._log.finished(status)
             yield status
-            return
+
+    def _take_back(self, worker: WorkerProcess, how: str) -> SlideStatus | None:
+        """Take the slide of a worker that is gone, and say so if it is not tried again."""
+        task, worker.task = worker.task, None
+        if task is not None and (worker.was_told_to_end or not worker.stage):
+            self._queue.give_back(task)  # it was not the slide's fault, or never heard of it
+        if not worker.ready or (task is not None and not worker.stage):
+            self._failed_starts[worker.number] += 1
+            if self._failed_starts[worker.number] > _STARTS:
+                raise EngineError(f"A worker cannot start: it {how}. engine=inline shows why.")
+        if task is None or worker.was_told_to_end or not worker.stage:
+            return None
+        task.claim.note(stage=worker.stage)
+        status = self._queue.died(task, how)
+        if status is not None:
+            return status
         self._reporter.note(
             f"{task.ref.slide_id}: its worker {how} at {worker.stage}; it is tried again, with "
             "smaller batches and another reader if there is one."
         )
+        return None
 
 
 def _memory(config: LocalConfig, workers: int) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from microtome.run.budget import cpu_budget
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
@@ -30,17 +33,34 @@ def memory_of(pid: int) -> int:
 def memory_share(workers: int) -> float:
     """Share the memory of the machine, or what its scheduler granted, among workers: bytes each."""
     limits = [_machine()]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+    for path in _limits():
         try:
-            text = (CGROUP / name).read_text().strip()
+            text = path.read_text().strip()
         except OSError:
             continue
         if text.isdigit():
             limits.append(int(text))
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdigit() and int(slurm):
-        limits.append(int(slurm) << 20)
+    for name, times in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", cpu_budget())):
+        mebibytes = os.environ.get(name, "")
+        if mebibytes.isdigit() and int(mebibytes):
+            limits.append((int(mebibytes) << 20) * times)
     return _SHARE * min(limits) / workers
+
+
+def _limits() -> Iterator[Path]:
+    """Give where the limits of this process's control group may stand, and of those around it."""
+    try:
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in (*lines, "0::/", "0:memory:/"):
+        _, controllers, group = line.split(":", 2)
+        name = "memory.limit_in_bytes" if "memory" in controllers.split(",") else "memory.max"
+        if controllers and name == "memory.max":
+            continue
+        root = CGROUP / "memory" if controllers else CGROUP
+        folder = root / group.lstrip("/")
+        yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(root))
 
 
 def _machine() -> float:

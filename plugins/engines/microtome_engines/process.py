@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Any
 
+from microtome.errors import EngineError
 from microtome.run.queue import Assignment
 from microtome.run.signals import ENDING
 from microtome_engines.memory import memory_of
@@ -66,7 +67,12 @@ class WorkerProcess:
     @property
     def was_told_to_end(self) -> bool:
         """Whether a signal ended it that asks for that, as schedulers send to all of a job."""
-        return self._process.returncode in {128 + number for number in ENDING}
+        code = self._process.returncode
+        return code is not None and (code - 128 in ENDING or -code in ENDING)
+
+    def excuse(self, seconds: float) -> None:
+        """Leave some seconds of its silence out of account."""
+        self._heard += seconds
 
     def give(self, task: Assignment) -> None:
         """Give it a slide."""
@@ -91,6 +97,7 @@ class WorkerProcess:
         """
         code = self._process.poll()
         if code is not None:
+            self.kill()  # what it started may live on
             return _describe(code)
         if self.ready and self.task is None:
             return ""
@@ -101,7 +108,7 @@ class WorkerProcess:
         used = memory_of(self._process.pid)
         if used > memory:
             self.kill()
-            return f"took {used / 2**30:.1f} GiB of memory (engine.memory_gb={memory / 2**30:.1f})"
+            return f"took {used / 2**30:.1f} GiB of memory (engine.memory_gb={memory / 2**30:.3g})"
         return ""
 
     def ask_to_stop(self) -> None:
@@ -142,15 +149,21 @@ def environment(device: int | None) -> dict[str, str]:
 
     Args:
         device: The GPU that it sees, counted among those that were granted; all if None.
+
+    Raises:
+        EngineError: If there is none of that number.
     """
     environment = dict(os.environ)
     if device is not None:
         seen = environment.get("CUDA_VISIBLE_DEVICES", "")
         # What the scheduler granted is counted from 0 here, as torch does.
         granted = seen.split(",") if seen else []
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            granted[device] if device < len(granted) else str(device)
-        )
+        if granted and device >= len(granted):
+            raise EngineError(
+                f"There is no GPU {device} among those that were granted, which are numbered from "
+                f"0 to {len(granted) - 1} (CUDA_VISIBLE_DEVICES={seen})."
+            )
+        environment["CUDA_VISIBLE_DEVICES"] = granted[device] if granted else str(device)
     return environment
 
 

@@ -27,6 +27,7 @@ from microtome.run.plan import make_plan, name_round
 from microtome.run.settings import RunConfig
 from microtome.run.signals import Terminated, signals_interrupt
 from microtome.slide.types import SlideRef
+from microtome.store.claims import forget_attempts
 from microtome.store.status import FAILED, SlideStatus, read_status
 from microtome_engines import LocalConfig, ShareConfig
 from microtome_engines.local import LocalEngine
@@ -136,7 +137,12 @@ def make_shares(
     """
     config = job.plan.config
     run_dir = config.run_dir or job.plan.layout.runs_folder / uuid4().hex[:12]
-    claims = replace(config.claims, wait=True, round=config.claims.round or uuid4().hex)
+    if config.claims.retry:  # once: what a share dies of in this run counts for all
+        for ref in job.slides:
+            forget_attempts(job.plan.layout, ref.slide_id)
+    claims = replace(
+        config.claims, wait=True, retry=False, round=config.claims.round or uuid4().hex
+    )
     engine = LocalConfig(
         workers=workers,
         devices=list(range(settings.gpus)) if settings.gpus > 1 else [],
@@ -224,7 +230,8 @@ class _Gathering:
             self._why = f" {event.text}"
         if event.status is None:
             event.tell(self._job.reporter)
-        elif self._missing.pop(event.slide_id, None):
+        elif event.status.round == self._round and event.slide_id in self._missing:
+            del self._missing[event.slide_id]
             yield event.status
 
     def _recorded(self) -> Iterator[SlideStatus]:

@@ -7,14 +7,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from microtome.errors import MicrotomeError
 from microtome.plugin.registry import get_registry
 from microtome.run.budget import keep_memory
 from microtome.run.events import open_log
-from microtome.run.loading import load_needed
 from microtome.run.plan import make_plan
 from microtome.run.progress import SilentReporter, TeeReporter
 from microtome.run.settings import RunConfig
@@ -43,13 +42,15 @@ class Orders:
     """What a worker is told when it starts.
 
     Attributes:
-        config: The run.
-        slides: All slides of the run: whether any needs the encoders.
+        config: The run, without its slides.
+        load: Whether any slide is sure to need the encoders.
+        round: Of the run.
         driver: The process that it must not outlive.
     """
 
     config: RunConfig
-    slides: tuple[SlideRef, ...]
+    load: bool
+    round: str
     driver: int
 
 
@@ -114,11 +115,12 @@ def main(descriptor: int) -> int:
 
 
 def _work(orders: Orders, pipe: Connection) -> None:
-    plan = make_plan(orders.config, get_registry())
+    plan = replace(make_plan(orders.config, get_registry()), round=orders.round)
     driver = PipeReporter(pipe)
     with keep_memory(plan.encoders), open_log(plan.config.run_dir) as log:
         reporter = TeeReporter(driver, log)
-        load_needed(plan, orders.slides)
+        for encoder in plan.encoders if orders.load else ():
+            encoder.ensure_loaded()
         pipe.send(("ready",))
         while (task := pipe.recv()) is not None:
             status = work_on(plan, task.ref, task.history, reporter, trying=driver.trying)
