@@ -114,7 +114,7 @@ def test_the_jobs_of_an_array_are_a_round(shell, tmp_path):
     assert read_status(tmp_path / "cohort/status/one.json").state == "reused"
 
 
-def test_every_gpu_has_a_process(shell, tmp_path):
+def test_the_job_of_many_gpus_runs(shell, tmp_path):
     env = {"TILE_SIZE": "128", "ENCODERS": "handcrafted", "DEVICES": "0,1"}
     done = shell("bash", str(ROOT / "jobs/multi_gpu.slurm.sh"), OUTPUT="cohort", **env)
     assert done.returncode == 0, done.stderr

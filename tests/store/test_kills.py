@@ -73,4 +73,4 @@ def test_killed_with_workers_nothing_is_wrong_or_stuck(arena, nursery, kills):
 @pytest.mark.parametrize("scene", SCENES)
 def test_killed_at_any_moment_nothing_is_wrong_or_stuck(arena, nursery, scene):
     moments = (Kill(ANY, "driver", moment=0.4), Kill(ANY, "driver", moment=0.7))
-    fight_one(arena, nursery, Plan(scene, "inline", moments))
+    assert fight_one(arena, nursery, Plan(scene, "inline", moments))
