@@ -59,7 +59,7 @@ class LocalEngine:
         self._config = config
 
     def run(self, job: Job) -> Generator[SlideStatus]:
-        """Work through a job's slides, largest first.
+        """Work through a job's slides, largest first unless one worker does them all.
 
         Yields:
             One status a slide.
@@ -197,13 +197,14 @@ class _Driver:
     def _take_back(self, worker: WorkerProcess, how: str) -> SlideStatus | None:
         """Take the slide of a worker that is gone, and say so if it is not tried again."""
         task, worker.task = worker.task, None
-        if task is not None and (worker.was_told_to_end or not worker.stage):
-            self._queue.give_back(task)  # it was not the slide's fault, or never heard of it
+        innocent = worker.was_told_to_end or not worker.stage  # the worker never heard of it
+        if task is not None and innocent:
+            self._queue.give_back(task)
         if not worker.ready or (task is not None and not worker.stage):
             self._failed_starts[worker.number] += 1
             if self._failed_starts[worker.number] > _STARTS:
                 raise EngineError(f"A worker cannot start: it {how}. engine=inline shows why.")
-        if task is None or worker.was_told_to_end or not worker.stage:
+        if task is None or innocent:
             return None
         task.claim.note(stage=worker.stage)
         status = self._queue.died(task, how)
