@@ -20,3 +20,15 @@ def leftovers(folder):
 def states(result):
     """Give the states of a run's slides, in order."""
     return [status.state for status in result.statuses]
+
+
+def touch(*paths, data=b"x"):
+    """Make files, and the folders that they lie in."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def ids(found):
+    """Give the ids of the slides that were found, in order."""
+    return [slide.slide_id for slide in found.slides]

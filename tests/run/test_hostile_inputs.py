@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from run_checks import leftovers, states
+from run_checks import ids, leftovers, states, touch
 
 from microtome.errors import InputError, MicrotomeError, SlideReadError, one_line
 from microtome.plugin.registry import get_registry
@@ -37,16 +37,6 @@ def find(tmp_path):
         return find_slides(RunConfig(slides=tuple(map(str, words)), **options), get_registry())
 
     return find
-
-
-def touch(*files: Path, data: bytes = b"x") -> None:
-    for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def ids(found: SlideList) -> list[str]:
-    return [slide.slide_id for slide in found.slides]
 
 
 TABLE = "slide,slide_id,mpp\na b.svs,é,0.25\n"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_checks import ids, touch
 
 from microtome.errors import InputError
 from microtome.plugin import ReaderSpec, hookimpl
@@ -59,16 +60,6 @@ def find(registry, tmp_path):
         return find_slides(config, registry)
 
     return find
-
-
-def touch(*paths: Path, data: bytes = b"x") -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def ids(found: SlideList) -> list[str]:
-    return [slide.slide_id for slide in found.slides]
 
 
 NASTY = [
