@@ -153,6 +153,8 @@ def test_what_fails_or_is_done_again_is_so_once(go, slides, tmp_path):
 
 
 def test_an_array_is_submitted_with_what_was_asked_for(go, slides, slurm, tmp_path):
+    from submitit.core.utils import DelayedSubmission
+
     told = Listener()
     asked = {
         "jobs": 2,
@@ -163,6 +165,7 @@ def test_an_array_is_submitted_with_what_was_asked_for(go, slides, slurm, tmp_pa
         "cpus": 2,
         "gpus": 1,
         "memory_gb": 8.0,
+        "requeues": 3,
         "sbatch": ["--constraint=a100", "exclusive"],
         "setup": ["export COLOUR=purple"],
     }
@@ -185,6 +188,8 @@ def test_an_array_is_submitted_with_what_was_asked_for(go, slides, slurm, tmp_pa
     ):
         assert f"#SBATCH {word}" in script
     assert "export COLOUR=purple" in script
+    jobs = list((tmp_path / "out").glob("runs/*/shares/*_submitted.pkl"))
+    assert {DelayedSubmission.load(job)._timeout_countdown for job in jobs} == {3}
 
 
 # Some schedulers say both. What SIGTERM alone means is their business: the job only waits.
