@@ -19,8 +19,10 @@ from microtome.run.settings import (
     ClaimSettings,
     EncoderChoice,
     FilterSettings,
+    PatientEncoderChoice,
     QualitySettings,
     RunConfig,
+    SlideEncoderChoice,
     StagingSettings,
     TissueSettings,
 )
@@ -30,7 +32,7 @@ Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""
 
 _SINGLE = ("reader", "segmenter", "tiler", "engine")
-_SEVERAL = ("inspector", "encoder", "writer")
+_SEVERAL = ("inspector", "encoder", "slide_encoder", "patient_encoder", "writer")
 _SECTIONS = {
     "tissue": TissueSettings,
     "filter": FilterSettings,
@@ -38,7 +40,7 @@ _SECTIONS = {
     "claims": ClaimSettings,
     "staging": StagingSettings,
 }
-_ENCODER_OPTIONS = ("device", "precision", "batch_size")
+_MODELS = {c.kind: c for c in (EncoderChoice, SlideEncoderChoice, PatientEncoderChoice)}
 
 
 def run_slides(
@@ -65,7 +67,8 @@ def run_slides(
         output: The output folder.
         reporter: Hears how it goes; by default bars in a terminal, lines elsewhere.
         **options: Keys of `RunConfig`, and plugins by kind as `Chosen`: ``reader``,
-            ``segmenter``, ``tiler``, ``inspector``, ``encoder``, ``writer``, ``engine``;
+            ``segmenter``, ``tiler``, ``inspector``, ``encoder``, ``slide_encoder``,
+            ``patient_encoder``, ``writer``, ``engine``;
             ``tissue``, ``filter``, ``quality``, ``claims`` and ``staging`` as mappings. The engine
             is ``inline`` unless given. ``encoder_plugin`` is the path of a file with plugins, or
             several.
@@ -147,7 +150,9 @@ def _choice(kind: str, name: str, options: dict[str, Any], registry: Registry) -
     if kind == "reader" and name == "auto":
         return Choice(plugin="auto")
     spec = registry.find(kind, str(options.pop("plugin", name))).spec
-    if kind != "encoder":
+    model = _MODELS.get(kind)
+    if model is None:
         return Choice(plugin=spec.name, key=name, config=configure(spec, **options))
-    owned = {key: options.pop(key) for key in _ENCODER_OPTIONS if key in options}
-    return EncoderChoice(plugin=spec.name, key=name, config=configure(spec, **options), **owned)
+    names = {f.name for f in fields(model)} - {f.name for f in fields(Choice)}
+    owned = {key: options.pop(key) for key in names & options.keys()}
+    return model(plugin=spec.name, key=name, config=configure(spec, **options), **owned)

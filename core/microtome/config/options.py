@@ -29,7 +29,7 @@ Precision = Enum("Precision", ["auto", "fp32", "fp16", "bf16"])
 SINGLE = ("reader", "segmenter", "tiler", "engine")
 """Kinds of which a run has one: the node is at ``<kind>``."""
 
-SEVERAL = ("inspector", "encoder", "writer")
+SEVERAL = ("inspector", "encoder", "slide_encoder", "patient_encoder", "writer")
 """Kinds of which a run has any number: the nodes are at ``<kind>.<key>``."""
 
 _PHRASES = {
@@ -45,11 +45,17 @@ _PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", 
 
 
 @dataclass
-class EncoderOptions:
-    """What the run owns of every encoder node."""
+class ModelOptions:
+    """What the run owns of every node with a model."""
 
     device: str = option("${device}", help="The run's `device`, or this encoder's own.")
     precision: Precision = option("${precision}", help="The run's `precision`, or its own.")
+
+
+@dataclass
+class EncoderOptions(ModelOptions):
+    """What the run owns of every encoder node."""
+
     batch_size: int | None = option(
         "${batch_size}",
         help="The run's `batch_size`, or its own; null for as many tiles as a GPU has memory for.",

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from microtome.config.argv import escape
 from microtome.config.options import (
     SEVERAL,
     SINGLE,
     EncoderOptions,
+    ModelOptions,
     RunOptions,
     TilerOptions,
     default_of,
@@ -31,8 +32,10 @@ from microtome.run.settings import (
     ClaimSettings,
     EncoderChoice,
     FilterSettings,
+    PatientEncoderChoice,
     QualitySettings,
     RunConfig,
+    SlideEncoderChoice,
     StagingSettings,
     TissueSettings,
 )
@@ -40,10 +43,17 @@ from microtome.run.settings import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_Model = TypeVar("_Model", SlideEncoderChoice, PatientEncoderChoice)
+
 AUTO = "auto"
 """The reader that is no plugin: the registry's readers in turn."""
 
-RUN_OWNS: Mapping[str, type] = {"encoder": EncoderOptions, "tiler": TilerOptions}
+RUN_OWNS: Mapping[str, type] = {
+    "encoder": EncoderOptions,
+    "slide_encoder": ModelOptions,
+    "patient_encoder": ModelOptions,
+    "tiler": TilerOptions,
+}
 """The options of a kind's nodes that are not the plugin's."""
 
 SECTIONS: Mapping[str, type] = {
@@ -131,7 +141,12 @@ def to_run_config(
         **{name: typed(schema, sections[name], name) for name, schema in SECTIONS.items()},
     )
     # Last, so that a bad batch_size is told by its own name, not by that of every encoder.
-    return replace(config, encoders=tuple(_encoders(nodes["encoder"], options, registry)))
+    return replace(
+        config,
+        encoders=tuple(_encoders(nodes["encoder"], options, registry)),
+        slide_encoders=tuple(_models(SlideEncoderChoice, nodes, options, registry)),
+        patient_encoders=tuple(_models(PatientEncoderChoice, nodes, options, registry)),
+    )
 
 
 def typed(schema: type, values: Any, where: str = "") -> Any:
@@ -367,6 +382,24 @@ def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[Encod
             device=options.device,
             precision=options.precision.name,
             batch_size=options.batch_size,
+        )
+
+
+def _models(
+    choice: type[_Model], nodes: Mapping[str, Any], run: RunOptions, registry: Registry
+) -> Iterator[_Model]:
+    """Read the nodes of slide or patient encoders."""
+    kind = choice.kind
+    owned = {f.name: _plain(getattr(run, f.name)) for f in fields(ModelOptions)}
+    for chosen in _several(kind, nodes[kind] or {}, registry):
+        given = {k: v for k, v in nodes[kind][chosen.key].items() if k in owned}
+        options: ModelOptions = typed(ModelOptions, owned | given, f"{kind}.{chosen.key}")
+        yield choice(
+            plugin=chosen.plugin,
+            key=chosen.key,
+            config=chosen.config,
+            device=options.device,
+            precision=options.precision.name,
         )
 
 

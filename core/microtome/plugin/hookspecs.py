@@ -21,8 +21,10 @@ from microtome.plugin.specs import (
     FileFormat,
     InspectorSpec,
     LayoutSpec,
+    PatientEncoderSpec,
     ReaderSpec,
     SegmenterSpec,
+    SlideEncoderSpec,
     TilerSpec,
     WriterSpec,
 )
@@ -147,6 +149,53 @@ def microtome_encoders() -> Iterable[EncoderSpec]:
 
     Returns:
         The specs of the encoders, each naming a callable ``(config) -> Encoder``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_slide_encoders() -> Iterable[SlideEncoderSpec]:
+    """Register slide encoders: what makes one vector of all tiles of a slide.
+
+    Example::
+
+        from microtome.plugin import SlideEncoderSpec, TileNeed, hookimpl
+
+        @hookimpl
+        def microtome_slide_encoders():
+            yield SlideEncoderSpec(
+                name="acme",
+                target="microtome_acme.slides:AcmeSlideEncoder",
+                summary="Attention over the tiles of UNI",
+                needs=(TileNeed(encoder="uni_v1", patch_size=256, magnification=20),),
+                coords="level0",
+            )
+
+    Returns:
+        The specs of the slide encoders, each naming a callable ``(config) -> SlideEncoder``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_patient_encoders() -> Iterable[PatientEncoderSpec]:
+    """Register patient encoders: what makes one vector of all slides of a patient.
+
+    Example::
+
+        from microtome.plugin import PatientEncoderSpec, hookimpl
+
+        @hookimpl
+        def microtome_patient_encoders():
+            yield PatientEncoderSpec(
+                name="acme",
+                target="microtome_acme.patients:AcmePatientEncoder",
+                summary="The slide that differs most from the others",
+                takes="slides",
+            )
+
+    Returns:
+        The specs of the patient encoders, each naming a callable ``(config) -> PatientEncoder``.
     """
     raise NotImplementedError
 

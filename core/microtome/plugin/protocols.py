@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from microtome.plugin.specs import EncoderCard
     from microtome.run.job import Job
+    from microtome.slide.bags import PatientBag, TileBag
     from microtome.slide.batch import TileBatch
     from microtome.slide.types import SlideInfo, SlideRef, SlideView, TileGrid, TissueMask
     from microtome.store.exchange import FoundSlide, LayoutFile, SlideFacts, TiledSlide
@@ -218,14 +219,91 @@ class Encoder(Protocol):
         """
 
 
-class FeatureSource(Protocol):
-    """A matrix of features that need not be in memory: (rows, dim)."""
+@dataclass(frozen=True, eq=False)
+class SlideOutput:
+    """What a slide encoder makes of a slide.
 
-    shape: tuple[int, int]
+    Attributes:
+        embedding: (dim,) floating point.
+        latents: (count, dim) floating point, where the model has them.
+        attention: (n,) floating point, the weight of each tile, where the model has it.
+    """
+
+    embedding: NDArray[np.floating[Any]]
+    latents: NDArray[np.floating[Any]] | None = None
+    attention: NDArray[np.floating[Any]] | None = None
+
+
+class SlideEncoder(Protocol):
+    """Turns all tiles of a slide into one vector. Making one must not load weights.
+
+    One whose options decide what it takes has an attribute ``needs``, a tuple of `TileNeed`, which
+    wins over its spec's; likewise ``card``. It may have ``notes`` and ``download``, as an `Encoder`
+    may, and after `load` ``loaded_weights``.
+    """
+
+    def load(self, device: str, precision: str) -> None:
+        """Load the weights; as of an `Encoder`.
+
+        Raises:
+            EncoderError: If the weights cannot be had or do not fit.
+        """
+
+    def encode(self, bag: TileBag) -> SlideOutput:
+        """Encode a slide with one tile at least.
+
+        Raises:
+            EncoderError: If the model cannot take such a slide.
+        """
+
+    def memory(self, tiles: int, extent: tuple[int, int]) -> int:
+        """Estimate the bytes that `encode` takes on its device, the weights left out.
+
+        Optional: one without it is taken to need what its input takes, a few times over.
+
+        Args:
+            tiles: Of the slide.
+            extent: (columns, rows) of tiles that their bounding box is wide and high.
+        """
+
+    def weights(self) -> Mapping[str, str]:
+        """Say which weights these are, for the identity; optional, as of an `Encoder`."""
+
+
+class PatientEncoder(Protocol):
+    """Turns all slides of a patient into one vector. Making one must not load weights.
+
+    It may have ``needs``, ``card``, ``notes``, ``download``, ``loaded_weights``, ``weights`` and
+    ``memory`` as a `SlideEncoder` may (tiles and extent of all slides together), and an attribute
+    ``slide_encoder``, which wins over its spec's.
+    """
+
+    def load(self, device: str, precision: str) -> None:
+        """Load the weights; as of an `Encoder`.
+
+        Raises:
+            EncoderError: If the weights cannot be had or do not fit.
+        """
+
+    def encode(self, patient: PatientBag) -> NDArray[np.floating[Any]]:
+        """Encode a patient with one slide at least.
+
+        Returns:
+            (dim,) floating point.
+
+        Raises:
+            EncoderError: If the model cannot take such a patient.
+        """
+
+
+class FeatureSource(Protocol):
+    """A matrix of features, or an array of more axes, that need not be in memory: (rows, …)."""
+
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def chunks(self, rows: int) -> Iterable[NDArray[np.floating[Any]]]:
-        """Give the matrix from the top, at most ``rows`` rows at a time."""
+    def chunks(self, rows: int) -> Iterable[NDArray[Any]]:
+        """Give the array from the top, at most ``rows`` rows at a time."""
 
 
 class StoredSlide(Protocol):
@@ -249,6 +327,21 @@ class StoredSlide(Protocol):
 
     def feature_attributes(self, name: str) -> Mapping[str, Any]:
         """Read a feature set's attributes: its encoder's card, identity and provenance."""
+
+    def array_names(self, group: str = "") -> list[str]:
+        """List the arrays beside the features, as ``group/name``; those of one group if given.
+
+        Optional, with the three below: a store without them holds no such arrays.
+        """
+
+    def array_shape(self, key: str) -> tuple[int, ...]:
+        """Give the shape of the array ``group/name`` without reading it."""
+
+    def array(self, key: str, rows: slice = ...) -> NDArray[Any]:
+        """Read the array ``group/name``, or some of its rows."""
+
+    def array_attributes(self, key: str) -> Mapping[str, Any]:
+        """Read the attributes of the array ``group/name``."""
 
     def close(self) -> None:
         """Release the file."""
@@ -280,6 +373,16 @@ class StoreWriter(Protocol):
         self, path: Path, name: str, source: FeatureSource, attributes: Mapping[str, Any]
     ) -> None:
         """Add a feature set to a slide that this writer created."""
+
+    def add_array(
+        self, path: Path, key: str, source: FeatureSource, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add an array of any shape under ``group/name`` to a slide that this writer created.
+
+        ``slide_features/titan`` is one, ``tokens/uni_v1`` another: what is no row-aligned matrix.
+        Optional: a run that has such an array to keep refuses a writer without it. A writer of
+        ``layout="directory"`` keeps each in ``<path>/<group>/<name>``, as it keeps feature sets.
+        """
 
     def open_stored(self, path: Path) -> StoredSlide:
         """Open a finished slide.

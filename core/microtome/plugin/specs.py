@@ -196,6 +196,7 @@ class EncoderCard:
         gate: The hub entry where it must be asked for, if that is not ``hub_id``.
         params: Number of parameters, or None.
         paper: DOI, arXiv number or address.
+        latents: Of a slide encoder that has latents, their shape ``(count, dim)``.
     """
 
     dim: int
@@ -215,6 +216,7 @@ class EncoderCard:
     gate: str | None = None
     params: int | None = None
     paper: str = ""
+    latents: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +251,93 @@ class EncoderSpec(PluginSpec):
     caution: str = ""
     remote_code: bool = False
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileNeed:
+    """The tiles and features that a slide encoder was made for: its side of a contract.
+
+    A run makes what is missing, and refuses what does not fit. What is None or empty is free.
+
+    Attributes:
+        encoder: The patch encoder, by name.
+        options: Its options that are not at their defaults: ``{"variant": "cls"}``.
+        dim: Columns of its features.
+        patch_size: Side of a tile in pixels at the target resolution.
+        magnification: The nominal target.
+        mpp: The physical target in µm per pixel, where the model was made for one.
+        overlap: Whether tiles may overlap.
+    """
+
+    encoder: str = ""
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    dim: int | None = None
+    patch_size: int | None = None
+    magnification: float | None = None
+    mpp: float | None = None
+    overlap: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name the feature set: the encoder, and its options where they are not the defaults."""
+        return "_".join([self.encoder, *map(str, self.options.values())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagEncoderSpec(PluginSpec):
+    """What encoders of slides and of patients have in common. Each is called ``target(config)``.
+
+    Every one also has the common options ``device`` and ``precision``, which the run owns.
+
+    Attributes:
+        card: What is known without loading anything; None where it depends on what is pooled.
+        fixed: As of `EncoderSpec`.
+        names: As of `EncoderSpec`.
+        caution: As of `EncoderSpec`.
+        remote_code: As of `EncoderSpec`.
+    """
+
+    card: EncoderCard | None = None
+    names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    caution: str = ""
+    remote_code: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideEncoderSpec(BagEncoderSpec):
+    """A slide encoder. Its target is called as ``target(config)`` and gives a `SlideEncoder`.
+
+    Attributes:
+        needs: The feature sets that it takes, mostly one. None at all is for a pooling that takes
+            any: it is then applied to every feature set of the run, each by itself.
+        coords: The unit of the coordinates that the model is given: ``"level0"`` pixels,
+            ``"grid"`` (level-0 pixels divided by a tile's side there); empty where it takes none.
+    """
+
+    kind: ClassVar[str] = "slide_encoder"
+
+    needs: tuple[TileNeed, ...] = ()
+    coords: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientEncoderSpec(BagEncoderSpec):
+    """A patient encoder. Its target is called as ``target(config)`` and gives a `PatientEncoder`.
+
+    Attributes:
+        takes: ``"tiles"`` of all slides of a patient, by ``needs``, or ``"slides"``: the
+            embeddings that slide encoders gave.
+        needs: As of `SlideEncoderSpec`, where it takes tiles.
+        slide_encoder: Where it takes slides, the slide encoder that it was made for. Empty for a
+            pooling that takes any: it is applied to every slide encoder of the run.
+    """
+
+    kind: ClassVar[str] = "patient_encoder"
+
+    takes: str = "slides"
+    needs: tuple[TileNeed, ...] = ()
+    slide_encoder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +425,8 @@ SPECS: Mapping[str, type[PluginSpec]] = MappingProxyType(
             TilerSpec,
             InspectorSpec,
             EncoderSpec,
+            SlideEncoderSpec,
+            PatientEncoderSpec,
             WriterSpec,
             EngineSpec,
             LayoutSpec,

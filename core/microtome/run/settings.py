@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from microtome.errors import ConfigError
 from microtome.plugin.files import PluginFile
@@ -68,30 +68,57 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderChoice(Choice):
-    """An encoder that was chosen, with the options that the run owns.
+class ModelChoice(Choice):
+    """A model that was chosen, with the options that the run owns of every model.
 
     Attributes:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         precision: ``"auto"`` (the card's on a GPU, fp32 on a CPU), ``"fp32"``, ``"fp16"`` or
             ``"bf16"``.
-        batch_size: Tiles that the encoder is given at once; None for as many as its device has
-            memory for.
     """
 
     device: str = "auto"
     precision: str = "auto"
-    batch_size: int | None = DEFAULT_BATCH_SIZE
+    kind: ClassVar[str] = "encoder"
 
     def __post_init__(self) -> None:
-        where = f"encoder.{self.name}"
+        where = f"{self.kind}.{self.name}"
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(
                 f"{where}.device={self.device} is not auto, cpu, mps, cuda or a certain cuda:1."
             )
         _one_of(f"{where}.precision", self.precision, ("auto", *PRECISIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideEncoderChoice(ModelChoice):
+    """A slide encoder that was chosen."""
+
+    kind: ClassVar[str] = "slide_encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientEncoderChoice(ModelChoice):
+    """A patient encoder that was chosen."""
+
+    kind: ClassVar[str] = "patient_encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice(ModelChoice):
+    """A patch encoder that was chosen, with the options that the run owns.
+
+    Attributes:
+        batch_size: Tiles that the encoder is given at once; None for as many as its device has
+            memory for.
+    """
+
+    batch_size: int | None = DEFAULT_BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size is not None:
-            _at_least_one(f"{where}.batch_size", self.batch_size)
+            _at_least_one(f"encoder.{self.name}.batch_size", self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +254,9 @@ class RunConfig:
         inspectors: Any number of inspectors.
         quality: What becomes of tiles that they find a reason against.
         encoders: Any number of encoders.
+        slide_encoders: Any number of slide encoders; what they need of tiles and encoders is
+            derived.
+        patient_encoders: Any number of patient encoders.
         writers: Any number of writers.
         feature_dtype: ``"float32"`` or ``"float16"``: of the stored features.
         visualize: Any of `OVERLAYS`.
@@ -263,6 +293,8 @@ class RunConfig:
     inspectors: tuple[Choice, ...] = ()
     quality: QualitySettings = QualitySettings()
     encoders: tuple[EncoderChoice, ...] = (EncoderChoice(plugin="handcrafted"),)
+    slide_encoders: tuple[SlideEncoderChoice, ...] = ()
+    patient_encoders: tuple[PatientEncoderChoice, ...] = ()
     writers: tuple[Choice, ...] = (Choice(plugin="hdf5"),)
     feature_dtype: str = "float32"
     visualize: tuple[str, ...] = ()

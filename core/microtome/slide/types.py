@@ -48,6 +48,11 @@ class SlideRef:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", self.source or str(self.path))
 
+    @property
+    def patient_id(self) -> str:
+        """Whose slide it is, by the manifest's ``patient_id`` or ``case_id``; empty if unknown."""
+        return self.extra.get("patient_id") or self.extra.get("case_id") or ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:

@@ -26,7 +26,7 @@ class ArraySource:
 
     def __init__(self, array: _Floats) -> None:
         self._array = array
-        self.shape: tuple[int, int] = array.shape
+        self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
 
     def chunks(self, rows: int) -> Iterator[_Floats]:
@@ -40,7 +40,7 @@ class StoredSource:
 
     def __init__(self, stored: StoredSlide, name: str) -> None:
         self._stored, self._name = stored, name
-        self.shape = stored.feature_shape(name)
+        self.shape: tuple[int, ...] = stored.feature_shape(name)
         self.dtype: np.dtype[Any] = stored.features(name, slice(0, 0)).dtype
 
     def chunks(self, rows: int) -> Iterator[_Floats]:
@@ -196,7 +196,7 @@ class FeatureScratch:
 class _ScratchSource:
     def __init__(self, scratch: FeatureScratch, keep: NDArray[np.int64]) -> None:
         self._scratch, self._keep = scratch, keep
-        self.shape = (int(keep.size), scratch.dim or 0)
+        self.shape: tuple[int, ...] = (int(keep.size), scratch.dim or 0)
         self.dtype = scratch.dtype
 
     def chunks(self, rows: int) -> Iterator[_Floats]:
