@@ -22,7 +22,7 @@ _ROWS = 4096
 class Hdf5Source:
     """A `FeatureSource` over a dataset of a file that is open only while it is read."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     def __init__(self, path: Path, name: str) -> None:
