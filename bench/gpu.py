@@ -2,7 +2,8 @@
 
 For each model and batch size: tiles/s of a run, of the model alone on random tensors that lie on
 the device already, the share of the run's pass in which the GPU computes the model, and what of
-the card's peak both reach (MFU). ``--device cpu`` works too, with a small model.
+the card's peak both reach (MFU). ``--device cpu`` works too, with a small model. With
+``--tile-devices cuda:0,cuda:1`` also of a run whose tiles these share, against one device.
 """
 
 from __future__ import annotations
@@ -68,6 +69,23 @@ def measure(asked: argparse.Namespace, model: str, batch: int) -> Iterator[Resul
         against="of the model alone",
         details=fed,
     )
+    if asked.tile_devices:
+        shared = run_step(
+            "model_fed",
+            slide=str(asked.slide.resolve()),
+            tile=asked.tile,
+            **(common | {"device": asked.tile_devices}),
+        ).found
+        rate = shared["tiles"] / shared["seconds"]
+        yield Result(
+            group=group,
+            name=f"  run on {asked.tile_devices}",
+            value=rate,
+            unit="tiles/s",
+            ratio=rate / reached,
+            against="of the run on one",
+            details=shared,
+        )
     busy = 100 * fed["computing"] / fed["seconds"]
     yield Result(group=group, name="  computing the model, of the pass", value=busy, unit="%")
     if asked.peak_tflops:
@@ -96,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tile", type=int, default=224, help="side of the tiles at 20x in pixels")
     add("--precision", default="bf16", help="fp32, fp16 or bf16")
     add("--device", default="cuda", help="cuda, cuda:1, cpu")
+    add("--tile-devices", metavar="A,B", help="devices that share the tiles: cuda:0,cuda:1")
     add("--peak-tflops", type=float, help="the card's, dense, in that precision: gives the MFU")
     add("--json", type=Path, metavar="FILE", help="append the figures to a history")
     return parser

@@ -97,7 +97,7 @@ def model_fed(
         tile: Side of the tiles at 20x in pixels.
         model: Its name in timm.
         batch: Tiles at once.
-        device: Where.
+        device: Where; several with commas in between share the tiles.
         precision: ``fp32``, ``fp16`` or ``bf16``.
 
     Returns:
@@ -105,16 +105,17 @@ def model_fed(
         computed the model, from the device's own events where it is a GPU.
     """
     get_registry().add(Plugins, "heavy", "bench")
+    several = device.split(",") if "," in device else []
     options = {
         "plugin": TIMED,
         "model": model,
         "weights": "random",
-        "device": device,
+        "device": "auto" if several else device,
         "precision": precision,
         "batch_size": batch,
     }
     grid = {"size": tile, "magnification": 20}
-    found = run(slide, grid, 1, encoder={"heavy": options})
+    found = run(slide, grid, 1, encoder={"heavy": options}, tile_devices=several)
     # The first half was the slide to warm up with.
     return found | {"computing": _STOPWATCH.last(len(_STOPWATCH) // 2)}
 

@@ -9,23 +9,36 @@ current.
 from __future__ import annotations
 
 import importlib
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from microtome import commands
+from microtome.api.execution import ExecutionOptions
+from microtome.api.fields import Mapped, describe
+from microtome.api.preprocessing import (
+    FilterConfig,
+    PreprocessingConfig,
+    PreviewConfig,
+    SegmentationConfig,
+)
+from microtome.commands import _cards
 from microtome.config import help
 from microtome.config.schema import options_table
 from microtome.plugin.registry import Registered, Registry, get_registry
-from microtome.plugin.specs import SPECS, EncoderSpec
+from microtome.plugin.specs import SPECS, BagEncoderSpec, EncoderSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(
     r"^<!-- generated: (\w+) -->$(?:(?!<!-- generated).)*?^<!-- /generated -->$", re.M | re.S
 )
-COMMITTED = ("help", "options", "plugins", "cards", "checked", "handcrafted")
+COMMITTED = (
+    *("help", "options", "plugins", "cards", "bags", "checked", "handcrafted"),
+    "python_fields",
+)
 WALKTHROUGH = re.compile(r"<!-- walkthrough -->\n(.*)<!-- /walkthrough -->", re.DOTALL)
 
 
@@ -71,6 +84,17 @@ def cards() -> str:
     return table(headings, (_card(s) for s in specs if isinstance(s, EncoderSpec) and s.card))
 
 
+def bags() -> str:
+    """List what slide and patient encoders give and take."""
+    headings = ("encoder", "D", "takes", "licence", "gated", "weights")
+    parts = []
+    for kind in ("slide_encoder", "patient_encoder"):
+        specs = (entry.spec for entry in own().entries(kind))
+        rows = [_bag(spec) for spec in specs if isinstance(spec, BagEncoderSpec)]
+        parts += [f"## {kind.replace('_', ' ').capitalize()}s", table(headings, rows)]
+    return "\n\n".join(parts)
+
+
 def checked() -> str:
     """List what the tests check of each row of the catalogue."""
     headings = ("encoder", "loader", "architecture", "published layout", "published weights")
@@ -89,6 +113,21 @@ def handcrafted() -> str:
     return str(module.columns_table())
 
 
+def python_fields() -> str:
+    """List what each field of the settings of the Python API sets of a run."""
+    headings = ("field", "default", "sets", "")
+    parts = []
+    for owner in (
+        PreprocessingConfig,
+        SegmentationConfig,
+        FilterConfig,
+        PreviewConfig,
+        ExecutionOptions,
+    ):
+        parts += [f"### {owner.__name__}", table(headings, map(_field, describe(owner)))]
+    return "\n\n".join(parts)
+
+
 def changelog() -> str:
     """Give the changelog."""
     return (ROOT / "CHANGELOG.md").read_text("utf-8")
@@ -105,6 +144,16 @@ def walkthrough() -> str:
     if match is None:
         raise ValueError("CONTRIBUTING.md has no walk-through between its marks")
     return match[1].strip().partition("\n")[2]
+
+
+def notebook() -> str:
+    """Give the executed notebook without its title: text, code, and what that gave.
+
+    ``jupyter execute --inplace docs/notebook.ipynb`` executes it again.
+    """
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text("utf-8"))["cells"]
+    text = "\n\n".join(part for cell in cells for part in _cell(cell))
+    return text.partition("\n")[2].strip()
 
 
 @cache
@@ -126,10 +175,31 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
+def _cell(cell: Mapping[str, Any]) -> Iterator[str]:
+    """Write a cell of a notebook as Markdown."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        yield source
+        return
+    yield f"```python\n{source}\n```"
+    for output in cell["outputs"]:
+        data = output.get("data", {"text/plain": output.get("text", "")})
+        if "image/png" in data:
+            image = "".join(data["image/png"].split())
+            yield f"![what the cell draws](data:image/png;base64,{image})"
+        else:
+            yield f"```text\n{''.join(data['text/plain']).rstrip()}\n```"
+
+
 def _plugin(entry: Registered) -> tuple[str, ...]:
     spec = entry.spec
     needs = f"`{spec.install}`" if spec.install and spec.requires else ""
     return f"`{spec.name}`", spec.summary, needs
+
+
+def _field(each: Mapped) -> tuple[str, ...]:
+    sets = ", ".join(f"`{key}`" for key in each.onto) or ("refused" if each.refused else "nothing")
+    return f"`{each.name}`", f"`{each.default}`", sets, each.says
 
 
 def _card(spec: EncoderSpec) -> tuple[str, ...]:
@@ -144,6 +214,21 @@ def _card(spec: EncoderSpec) -> tuple[str, ...]:
         str(card.dim),
         tile,
         card.pooling,
+        card.licence,
+        {True: "yes", False: "", None: "?"}[card.gated],
+        f"`{card.hub_id}`" if card.hub_id else "",
+    )
+
+
+def _bag(spec: BagEncoderSpec) -> tuple[str, ...]:
+    card = spec.card
+    if card is None:
+        return f"`{spec.name}`", "any", _cards.takes(spec), "", "", ""
+    latents = f", latents {card.latents[0]} × {card.latents[1]}" if card.latents else ""
+    return (
+        f"`{spec.name}`",
+        f"{card.dim}{latents}",
+        _cards.takes(spec),
         card.licence,
         {True: "yes", False: "", None: "?"}[card.gated],
         f"`{card.hub_id}`" if card.hub_id else "",
@@ -177,11 +262,14 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "options": options,
     "plugins": plugins,
     "cards": cards,
+    "bags": bags,
     "checked": checked,
     "handcrafted": handcrafted,
+    "python_fields": python_fields,
     "changelog": changelog,
     "contributing": contributing,
     "walkthrough": walkthrough,
+    "notebook": notebook,
 }
 
 

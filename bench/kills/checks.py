@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 STORES = (".h5", ".zarr")
+OF_ALL = ("coords", "columns")
+"""What a slide has whoever encodes it; the other groups come one by one."""
+
+BY_TILE = (*OF_ALL, "features")
 OF_A_RUN = ("creation_date", "reader", "attributes_sha256")
 """Attributes that tell of the run, not of its result: another reader may be tried after a death."""
 
@@ -67,12 +71,6 @@ class Truth:
             if path.is_file()
         }
 
-    @property
-    def features(self) -> set[str]:
-        """Names of all feature sets."""
-        names = {name for stored in self.stored.values() for name in stored.arrays}
-        return {name.removeprefix("features/") for name in names if name.startswith("features/")}
-
 
 def read_store(path: Path) -> Stored:
     """Read a slide whole, by the library of its format.
@@ -89,7 +87,7 @@ def read_store(path: Path) -> Stored:
 
 def _nodes(group: Any, kind: type) -> Iterator[tuple[str, Any]]:
     yield "coords", group["coords"]
-    for folder in ("columns", "features"):
+    for folder in sorted(set(group) - {"coords"}):
         for name in group[folder]:
             node = group[folder][name]
             if not isinstance(node, kind):
@@ -99,7 +97,8 @@ def _nodes(group: Any, kind: type) -> Iterator[tuple[str, Any]]:
 
 def _read(group: Any, nodes: Mapping[str, Any]) -> Stored:
     identities = {"": str(group.attrs["identity"])}
-    identities |= {k: str(v.attrs["identity"]) for k, v in nodes.items() if "features/" in k}
+    sets = {k: v for k, v in nodes.items() if k.partition("/")[0] not in OF_ALL}
+    identities |= {k: str(v.attrs["identity"]) for k, v in sets.items()}
     return Stored({name: np.asarray(node[...]) for name, node in nodes.items()}, identities)
 
 
@@ -120,20 +119,19 @@ def check(output: Path, truth: Truth, *, forced: bool = False) -> Verdict:
     return verdict
 
 
-def check_complete(output: Path, truth: Truth, features: Collection[str]) -> Verdict:
+def check_complete(output: Path, truth: Truth) -> Verdict:
     """See that a run that ended well left everything, and nothing else.
 
     Args:
         output: The folder.
-        truth: What it must agree with.
-        features: Names of the feature sets that every slide must have, and no other.
+        truth: What it must agree with, and hold all of.
     """
     verdict = check(output, truth)
     for name in truth.stored:
         path = output / "patches" / name
         with _told(verdict, path):
-            held = {k for k in read_store(path).arrays if k.startswith("features/")}
-            if held != {f"features/{name}" for name in features}:
+            held = read_store(path).arrays.keys()
+            if held != truth.stored[name].arrays.keys():
                 verdict.faults.append(f"{path} holds {sorted(held)}")
     missing = [str(path) for path in truth.pictures if not (output / path).exists()]
     verdict.faults += [f"{path} is missing" for path in missing]
@@ -188,11 +186,11 @@ def _compare(path: Path, truth: Truth) -> list[str]:
     faults = []
     for name, array in found.arrays.items():
         expected = wanted.arrays[name]
-        if len(array) != rows:
+        if name.partition("/")[0] in BY_TILE and len(array) != rows:
             faults.append(f"{path}: {name} has {len(array)} rows for {rows} tiles")
         elif array.dtype != expected.dtype or not np.array_equal(array, expected):
             faults.append(f"{path}: {name} differs from an undisturbed run's")
-    lost = {k for k in wanted.arrays if not k.startswith("features/")} - set(found.arrays)
+    lost = {k for k in wanted.arrays if k.partition("/")[0] in OF_ALL} - set(found.arrays)
     faults += [f"{path}: {name} is missing" for name in sorted(lost)]
     wrong = [k for k, v in found.identities.items() if wanted.identities[k] != v]
     return faults + [f"{path}: the identity of {name or 'the slide'} differs" for name in wrong]

@@ -44,6 +44,9 @@ POINTS = {
     "before a published file is copied": r"copy .*",
     "a published file copied, nothing added": r"copied .*",
     "before features go into a folder": rf"rename .*{_TMP}/features/[^/]* -> (?!.*{_TMP}).*",
+    "before an array goes into a folder": (
+        rf"rename .*{_TMP}/slide_features(/[^/]*)? -> (?!.*{_TMP}).*"
+    ),
     BEFORE_ASIDE: rf"rename .* -> .*{_ASIDE}",
     ASIDE: r"renew .*",
     "writing features to scratch": r"pwrite .*",

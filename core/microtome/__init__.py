@@ -18,9 +18,54 @@ from typing import TYPE_CHECKING, Any
 from microtome._version import __version__
 
 if TYPE_CHECKING:
-    from microtome.api import Slide, open_result, open_slide, run_slides
+    from microtome.api import (
+        EmbeddedPatient,
+        EmbeddedSlide,
+        ExecutionOptions,
+        FilterConfig,
+        Model,
+        Pipeline,
+        PipelineResult,
+        PreprocessingConfig,
+        PreviewConfig,
+        RunResult,
+        SegmentationConfig,
+        SilentReporter,
+        Slide,
+        TileDataset,
+        activate_progress_reporter,
+        list_models,
+        open_result,
+        open_slide,
+        region_features,
+        run_slides,
+        to_anndata,
+    )
 
-__all__ = ["Slide", "__version__", "open_result", "open_slide", "run_slides"]
+__all__ = [
+    "EmbeddedPatient",
+    "EmbeddedSlide",
+    "ExecutionOptions",
+    "FilterConfig",
+    "Model",
+    "Pipeline",
+    "PipelineResult",
+    "PreprocessingConfig",
+    "PreviewConfig",
+    "RunResult",
+    "SegmentationConfig",
+    "SilentReporter",
+    "Slide",
+    "TileDataset",
+    "__version__",
+    "activate_progress_reporter",
+    "list_models",
+    "open_result",
+    "open_slide",
+    "region_features",
+    "run_slides",
+    "to_anndata",
+]
 
 
 def __getattr__(name: str) -> Any:

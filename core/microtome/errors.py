@@ -7,10 +7,12 @@ what is wrong, where, what is available, what to do. The command line prints it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NODE = re.compile(r"(?:slide_|patient_)?encoder\.NAME\.")
 
 
 def one_line(text: str) -> str:
@@ -91,20 +93,37 @@ class InspectorError(MicrotomeError, RuntimeError):
 
 
 @contextmanager
-def naming_encoder(key: str, plugin: str) -> Iterator[None]:
+def naming_encoder(key: str, plugin: str, kind: str = "encoder") -> Iterator[None]:
     """Name the encoder in its errors, which know no more of it than ``NAME``.
 
     Args:
         key: Of its node in the configuration: ``encoder.NAME.weights``.
         plugin: What it is called among the plugins: ``microtome encoders fetch NAME``.
+        kind: Of the plugin, which is that of the node.
     """
     try:
         yield
     except EncoderError as error:
-        told = MicrotomeError.__str__(error).replace("encoder.NAME.", f"encoder.{key}.")
+        told = _NODE.sub(f"{kind}.{key}.", MicrotomeError.__str__(error))
         told = told.replace("encoders fetch NAME", f"encoders fetch {plugin}")
-        error.args = (f"Encoder {key}: {told}",)
+        what = kind.replace("_", " ").capitalize()
+        error.args = (f"{what} {key}: {told}",)
         raise
+
+
+class EmbeddingError(MicrotomeError, RuntimeError):
+    """Slides or patients that could not be embedded, told once all others are done.
+
+    Attributes:
+        failed: What failed by its id, with where and why.
+        embedded: What did not, in the order given.
+    """
+
+    def __init__(
+        self, message: str, *, failed: Mapping[str, str], embedded: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(message)
+        self.failed, self.embedded = dict(failed), list(embedded)
 
 
 class StoreError(MicrotomeError, OSError):

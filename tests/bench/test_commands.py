@@ -66,13 +66,14 @@ def test_heavy_models_are_fed_and_timed(root, tmp_path, mosaic):
     done = run(
         root,
         *("bench.gpu", "--slide", mosaic, "--device", "cpu", *model),
-        *("--peak-tflops", "1", "--json", history),
+        *("--peak-tflops", "1", "--json", history, "--tile-devices", "cpu,cpu"),
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(history.read_text("utf-8"))["results"]
-    alone, fed, busy, *mfu = results
+    alone, fed, shared, busy, *mfu = results
     assert alone["value"] > 0
     assert fed["value"] > 0
+    assert shared["ratio"] == pytest.approx(shared["value"] / fed["value"])
     assert 0 < busy["value"] <= 100
     assert len(mfu) == 2
     # Two operations a multiplication with its sum, 1.26 G of which an image costs ViT-Ti/16.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ from microtome.errors import GeometryError
 from microtome.plugin import ReaderSpec
 from microtome.plugin.registry import Registered, configure, get_registry
 from microtome.run.attributes import tile_attributes
+from microtome.slide.opening import open_slide
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import SlideInfo, SlideRef, TissueMask
 from microtome.store.identity import make_identity
@@ -28,8 +31,10 @@ from microtome.testing import (
     EngineContract,
     InspectorContract,
     LayoutContract,
+    PatientEncoderContract,
     ReaderContract,
     SegmenterContract,
+    SlideEncoderContract,
     TilerContract,
     TileWriterContract,
     WriterContract,
@@ -102,6 +107,55 @@ class StoredTilerContract(TilerContract):
             tiler.plan(info, make_mask(info, downsample=2))
 
 
+def write_archive(path: Path, slide: SyntheticSlide, side: int, size: int) -> Path:
+    """Archive all of a slide in tiles, as they lie at level 0 or at a fraction of that."""
+    width, height = slide.recipe.size
+    places = [[x, y] for y in range(0, height, side) for x in range(0, width, side)]
+    info = make_info(size=slide.recipe.size, levels=(1,))
+    geometry = replace(
+        GridTiler().plan(info, make_mask(info, downsample=8)).geometry,
+        **{"size": size, "step": size, "read_size": (side, side), "pitch": (side, side)},
+        size_level0=(float(side), float(side)),
+        pitch_level0=(float(side), float(side)),
+    )
+    identity = make_identity("coords", {"of": "a test"})
+    ref = SlideRef(path=info.path, slide_id="sample")
+    coords = np.array([[x, y, side, side, 0] for x, y in places], np.int32)
+    pixels = [slide.image[y : y + side, x : x + side, :3][:: side // size] for x, y in places]
+    sink = get_registry().create("writer", "tar").open(path, "sample", {})
+    sink.write(coords, np.stack(pixels)[:, :, :: side // size])
+    told = tile_attributes(ref, info, geometry, identity=identity, tiles=len(coords))
+    sink.record({**told, "coords": coords.tolist()})
+    sink.close()
+    return path
+
+
+class ArchiveContract(ReaderContract):
+    def make_sample(self, folder: Path, spec: ReaderSpec) -> Sample:
+        """All of a slide, in tiles as they lie at level 0."""
+        slide = make_slide(folder / "sample.svs", size=(700, 500), compression="lzw")
+        return Sample(write_archive(folder / "sample.tar", slide, 50, 50), slide.image)
+
+
+class ArchiveTilerContract(TilerContract):
+    """It is given archives; tissue says nothing more."""
+
+    @pytest.fixture(params=[128, 64], ids=["as at level 0", "half of it"])
+    def info(self, request: pytest.FixtureRequest, tmp_path: Path) -> SlideInfo:
+        slide = make_slide(tmp_path / "s.svs", size=(1024, 768), compression="lzw")
+        path = write_archive(tmp_path / "s.tar", slide, 128, request.param)
+        with open_slide(SlideRef(path=path, slide_id="s")) as opened:
+            return opened.info
+
+    test_no_tissue_gives_no_tile = None
+
+    def test_a_tiny_slide_gives_few_tiles_or_a_reason(self, tiler: Any) -> None:
+        """What is no archive is refused."""
+        info = make_info(size=(40, 30), levels=(1,))
+        with pytest.raises(GeometryError, match="is no tile archive"):
+            tiler.plan(info, make_mask(info, downsample=2))
+
+
 class NoSegmenterContract(SegmenterContract):
     least_iou = None
 
@@ -144,12 +198,32 @@ for _test in vars(EncoderContract):
         setattr(LargeEncoderContract, _test, None)
 
 
+class PublishedSlideContract(SlideEncoderContract):
+    """A model whose weights or code are not to be had here: nothing that loads it."""
+
+
+class PublishedPatientContract(PatientEncoderContract):
+    """Likewise."""
+
+
+for _published in (PublishedSlideContract, PublishedPatientContract):
+    for _name in [name for name in dir(_published) if name.startswith("test_")]:
+        if "encoder" in signature(getattr(_published, _name)).parameters:
+            setattr(_published, _name, None)
+
+
+PUBLISHED: Mapping[str, type[PluginContract]] = {
+    "slide_encoder": PublishedSlideContract,
+    "patient_encoder": PublishedPatientContract,
+}
 GENERAL: Mapping[str, type[PluginContract]] = {
     "reader": ReaderContract,
     "segmenter": TissueContract,
     "tiler": TilerContract,
     "inspector": InspectorContract,
     "encoder": EncoderContract,
+    "slide_encoder": SlideEncoderContract,
+    "patient_encoder": PatientEncoderContract,
     "writer": WriterContract,
     "engine": EngineContract,
     "layout": LayoutContract,
@@ -164,6 +238,9 @@ SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
     ("segmenter", "hest"): TiledSegmenterContract,
     ("inspector", "grandqc"): LargeInspectorContract,
     ("writer", "png"): TileWriterContract,
+    ("writer", "tar"): TileWriterContract,
+    ("reader", "archive"): ArchiveContract,
+    ("tiler", "archive"): ArchiveTilerContract,
     ("engine", "slurm"): SlurmContract,
     ("engine", "ray"): RayContract,
 }
@@ -178,6 +255,10 @@ def contract(kind: str, name: str) -> type[PluginContract]:
         body["options"] = {"weights": "random", **ENCODER_OPTIONS.get(name, {})}
         if spec.card and (spec.card.params or LARGEST + 1) > LARGEST:
             base = LargeEncoderContract
+    if kind in PUBLISHED and "weights" in spec.config.__dataclass_fields__:
+        body["options"] = {"weights": "random"}
+        # Without a card what it is given decides, and random weights are quickly made.
+        base = base if getattr(spec, "card", None) is None else PUBLISHED[kind]
     if kind in ("segmenter", "inspector") and "weights" in spec.config.__dataclass_fields__:
         body["options"] = {"weights": "random"}
     return type(f"Test{kind.title()}_{name}", (base,), body)

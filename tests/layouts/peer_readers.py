@@ -11,8 +11,11 @@ from pathlib import Path
 
 
 def slide2vec(folder, slide, own):
+    import numpy as np
     from hs2p.artifacts import load_tiling_result, save_tiling_result
+    from hs2p.tiling.tar import extract_tiles_to_tar
     from slide2vec.artifacts import load_array, write_tile_embeddings
+    from slide2vec.data.tile_store import TarTileReader
     from slide2vec.runtime.persistence import load_tile_artifact
 
     stem = folder / "tiles/a.coordinates"
@@ -22,6 +25,9 @@ def slide2vec(folder, slide, own):
     )
     features = load_array(artifact.path)
     save_tiling_result(result, own)
+    tar, _ = extract_tiles_to_tar(result, own)
+    archived = TarTileReader(tar, 128).read_batch(np.arange(len(result.x)))
+    np.save(own / "archived.npy", archived.permute(0, 2, 3, 1).numpy())
     meta = {"encoder_name": "theirs"}
     write_tile_embeddings("a", features, output_dir=own, output_format="pt", metadata=meta)
     points = [[int(x), int(y)] for x, y in zip(result.x, result.y, strict=True)]

@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts.stores import content
+from PIL import Image
+
+from microtome.__main__ import main
 
 DRIVER = Path(__file__).with_name("peer_readers.py")
 
@@ -56,6 +59,18 @@ def test_their_readers_find_what_we_wrote(tool, ask, output):
     assert (found["side"], found["read"]) == (256, 256)
     assert found.get("image", [128, 128, 3]) == [128, 128, 3]
     assert found.get("names", ["handcrafted"]) == ["handcrafted"]
+
+
+def test_slide2vecs_tile_archives_are_read_as_it_reads_them(ask, tmp_path):
+    found, own = ask("slide2vec")
+    (archive,) = own.rglob("*.tiles.tar")
+    words = ["engine=inline", "+preset=archive", "writer=[hdf5,png]", "encoder=[]"]
+    assert main([str(archive), f"output={tmp_path / 'new'}", *words]) == 0
+    tiles = np.load(own / "archived.npy")
+    assert len(tiles) == len(found["points"]) > 0
+    for (x, y), tile in zip(found["points"], tiles, strict=True):
+        png = Image.open(tmp_path / f"new/images/a.tiles/a.tiles_x{x}_y{y}.png")
+        assert np.array_equal(np.array(png), tile)
 
 
 @pytest.mark.parametrize("tool", ["slide2vec", "lazyslide", "atlaspatch"])

@@ -153,6 +153,8 @@ def make_things(folder):
     Image.new("L", (80, 64), 255).save(folder / "masks" / "plain.png")
     (folder / "mpp.csv").write_text("wsi,mpp\nslide,0.5\n")
     (folder / "plugin.py").write_text(PLUGIN)
+    rows = ("case_id,slide_path,mpp", "P1,slides/a.svs,0.25", "P1,slides/b.svs,")
+    (folder / "cases.csv").write_text("\n".join(rows))
 
 
 def words_of(text, output):

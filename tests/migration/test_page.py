@@ -309,10 +309,28 @@ def processes_share_slides(ran):
     assert sorted(state for state in found if state[1] == "done") == [("a", "done"), ("b", "done")]
 
 
-def later_commands_are_refused(ran):
-    for command in ("encode-slide", "encode-patient"):
-        assert main(["atlaspatch", command, "slides", "--output", "out"]) == 2
-    assert not (ran.folder / "out").exists()
+def embedding_says_what_it_is_of(ran):
+    told = ran.attributes("out", "slide_features/mean-handcrafted")
+    assert told["encoder_name"] == "mean"
+    assert told["source_patch_encoder"] == "handcrafted"
+    assert told["num_patches"] == len(ran.read("out"))
+    assert (told["patch_size"], told["patch_size_level0"]) == (256, 512)
+    assert told["target_magnification"] == 20
+
+
+def slide_is_embedded(ran):
+    for pooling in ("mean", "max"):
+        features = ran.read("out", "features/handcrafted")
+        embedding = ran.read("out", f"slide_features/{pooling}-handcrafted")
+        wanted = getattr(np, pooling)(features.astype(np.float64), axis=0)
+        np.testing.assert_allclose(embedding, wanted, rtol=1e-5)
+
+
+def patient_is_embedded(ran):
+    name = "patient_features/mean-mean-handcrafted"
+    with h5py.File(ran.folder / "out" / "patient_embeddings" / "P1.h5") as file:
+        assert file[name].attrs["num_slides"] == 2
+        assert file[name].shape == (67,)
 
 
 def licences_are_named(ran):
@@ -367,7 +385,7 @@ CHECKS = {
     "C7": has_features("out", ["handcrafted", "resnet18"]),
     "C8": damage_is_seen,
     "C9": is_empty_for_good,
-    "C10": later_commands_are_refused,
+    "C10": embedding_says_what_it_is_of,
     "C11": tells("stamp"),
     "D1": tissue_is_found,
     "D3": holes_count,
@@ -383,7 +401,8 @@ CHECKS = {
         has_features("out0", ["resnet18"]), has_features("out", ["handcrafted", "resnet18"])
     ),
     "F7": licences_are_named,
-    "F8": later_commands_are_refused,
-    "G1": later_commands_are_refused,
+    "F8": tells("titan", "gigapath"),
+    "G1": slide_is_embedded,
+    "G2": patient_is_embedded,
     "G3": tells(".svs", "Outputs"),
 }

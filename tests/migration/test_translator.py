@@ -96,6 +96,7 @@ def test_every_flag_is_tried_here():
         tried |= {word for flags, _ in mark.args[1] for word in flags.split()}
     known = {name for flags in COMMANDS.values() for name in flags}
     elsewhere = {"--output", "--patch-size", "--target-mag", "--feature-extractors"}
+    elsewhere |= {"--slide-encoders", "--patient-encoders"}
     assert known - tried - elsewhere == {"--feature-plugin"}
 
 
@@ -106,6 +107,23 @@ def test_where_the_other_commands_end():
     assert "task=coords" not in images
     tissue = words("slide.svs --output out", "detect-tissue")
     assert tissue[2:] == ["task=tissue", "visualize=[mask]", "output=out"]
+
+
+def test_slides_and_patients_take_what_their_encoders_need():
+    line = "slide.svs -o out --slide-encoders 'TITAN, mean' --feature-precision float16"
+    assert words(line, "encode-slide") == [
+        "./slide.svs", "preset=atlaspatch", "slide_encoder=[titan,mean]", "output=out",
+        "precision=fp16",
+    ]  # fmt: skip
+    manifest = "mpp.csv -o out --patch-size 224 --target-mag 20 --patient-encoders moozy"
+    assert words(manifest, "encode-patient") == [
+        "./mpp.csv", "preset=atlaspatch", "patient_encoder=[moozy]", "output=out",
+        "tiler.size=224", "tiler.magnification=20",
+    ]  # fmt: skip
+    with pytest.raises(UnknownPluginError, match=r"--slide-encoders: there is no titanic.*titan"):
+        words("slide.svs -o out --slide-encoders titanic", "encode-slide")
+    with pytest.raises(ConfigError, match="no flag --recursive"):
+        words(f"{manifest} --recursive", "encode-patient")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +178,7 @@ def test_flags_without_effect_are_told():
     ("line", "error", "said"),
     [
         (f"{PROCESS} --feature-extractors nope", UnknownPluginError, "no nope. Available: .*res"),
-        (f"{PROCESS} --feature-extractors ,", ConfigError, "names no extractor"),
+        (f"{PROCESS} --feature-extractors ,", ConfigError, "names no encoder"),
         (f"{PROCESS} --feature-extractors ''", ConfigError, "given an empty text"),
         (f"{PROCESS} --feature-extractors ResNet5O", UnknownPluginError, "Did you mean 'resnet50'"),
         (f"{WITH} --mpp-csv ''", ConfigError, "there is no file ''"),
@@ -194,8 +212,7 @@ def test_a_bad_line_is_one_sentence(line, error, said, capsys):
     [
         ("", "required: command"),
         ("nonsense", "invalid choice: 'nonsense'"),
-        ("encode-slide x", "no slide encoders yet"),
-        ("encode-patient x.csv --output out", "no slide encoders yet"),
+        ("encode-slides slide.svs", "invalid choice: 'encode-slides'"),
     ],
 )
 def test_a_command_that_there_is_not(line, said, capsys):

@@ -16,8 +16,8 @@ from microtome.plugin import EncoderCard, EncoderSpec
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.registry import get_registry
 from microtome.run.budget import Threads
+from microtome.run.encoders import PlannedEncoder
 from microtome.run.pixels import PixelPass, Sink
-from microtome.run.plan import PlannedEncoder
 from microtome.run.settings import FilterSettings
 from microtome.store.publish import FeatureScratch
 
@@ -103,7 +103,7 @@ def go(tmp_path):
         done = PixelPass(
             # Red is the column and no tile is white: grey is below 20 left of column 65.
             filter=FilterSettings(enabled=filtered, black_gray_below=20),
-            encoders=list(zip(encoders, scratches, strict=True)),
+            encoders=[(e, {"embedding": s}) for e, s in zip(encoders, scratches, strict=True)],
             sinks=sinks,
             batch_size=batch_size,
             threads=Threads(workers, 1),

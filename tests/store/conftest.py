@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,37 @@ def make_store(name: str) -> Store:
     return Store(spec, resolve(spec.target)(spec.config()))
 
 
-def make_content(*names: str, rows: int = 9, identity: str = "one", seed: int = 0) -> SlideContent:
+SHAPES = {
+    "slide_features": (6,),
+    "slide_latents": (4, 6),
+    "tokens": (9, 2, 3, 5),
+    "regions": (2, 4),
+}
+"""Of arrays by group: one, two and four axes; nine tiles."""
+
+
+def make_array(key: str, *, seed: int = 0) -> FeatureSet:
+    """Make an array whose values depend on its name; its identity says what it was made of."""
+    group, _, name = key.partition("/")
+    rng = np.random.default_rng([seed, *key.encode()])
+    values = rng.standard_normal(SHAPES[group], dtype=np.float32)
+    array = rng.integers(0, 9, SHAPES[group], np.int32) if group == "regions" else values
+    fields = {"array": key, "features": {name: f"{name}-one"}}
+    return FeatureSet(ArraySource(array), {"identity": f"{key}-{seed}", "identity_fields": fields})
+
+
+def values_of(given: FeatureSet) -> Any:
+    """Give all values of a set."""
+    return np.concatenate(list(given.source.chunks(10**6)))
+
+
+def make_content(
+    *names: str,
+    rows: int = 9,
+    identity: str = "one",
+    seed: int = 0,
+    arrays: Iterable[str] = (),
+) -> SlideContent:
     """Make a slide whose features depend on their name, so that a mix-up shows."""
     x = np.arange(rows, dtype=np.int32) * 512
     features = {}
@@ -38,6 +69,7 @@ def make_content(*names: str, rows: int = 9, identity: str = "one", seed: int = 
         columns={"tissue_fraction": np.linspace(0, 1, rows, dtype=np.float32)},
         attributes={"identity": identity, "identity_fields": {"tiler": {"step": identity}}},
         features=features,
+        arrays={key: make_array(key) for key in arrays},
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from conftest import make_content, make_store
+from conftest import make_content, make_store, values_of
 
 from microtome.store import folders
 from microtome.store.publish import publish_slide, sweep
@@ -37,18 +37,28 @@ if aside:
 os.fsync = lambda handle: None  # a killed process loses nothing that the system was given
 store = make_store(name)
 final = folder / f"slide{store.spec.suffix}"
+# Of a group that is there, and the first of a group.
+MORE = ["slide_features/b", "tokens/a"]
 old, new = make_content("a"), make_content("a", "b")
+if scenario == "arrays":
+    old = make_content("a", arrays=["slide_features/a"])
+    new = make_content("a", arrays=["slide_features/a", *MORE])
 if scenario == "force":
+    old = make_content("a", arrays=["slide_features/a"])
     new = make_content("b", identity="two", rows=4)
 if scenario == "revise":
+    old = make_content("a", arrays=["slide_features/a", "tokens/a"])
     new = replace(old, columns={**old.columns, "score": np.arange(9, dtype=np.float32)})
+between = []
+if scenario == "arrays" and store.spec.layout == "directory":  # each is published by itself
+    between = [make_content("a", arrays=["slide_features/a", MORE[0]])]
 
 
 def publish(content, *, again: bool = False) -> None:
     revise = None
     if again and scenario == "revise":
-        # A run that knows nothing of the features that are there.
-        content = replace(content, features={})
+        # A run that knows nothing of the features and arrays that are there.
+        content = replace(content, features={}, arrays={})
         revise = lambda found: content  # noqa: E731
     force = again and scenario == "force"
     publish_slide(final, store.writer, store.spec, content, force=force, revise=revise)
@@ -60,9 +70,11 @@ def holds(content) -> bool:
         same = stored.feature_names() == sorted(content.features)
         same &= np.array_equal(stored.coords, content.coords)
         same &= stored.columns.keys() == content.columns.keys()
+        same &= stored.array_names() == sorted(content.arrays)
         for key, features in content.features.items():
-            want = next(iter(features.source.chunks(10**6)))
-            same = same and np.array_equal(stored.features(key), want)
+            same = same and np.array_equal(stored.features(key), values_of(features))
+        for key, array in content.arrays.items():
+            same = same and np.array_equal(stored.array(key), values_of(array))
     return same
 
 
@@ -70,7 +82,7 @@ def check() -> None:
     """Fail unless the final name is absent, or complete as it was or as it should become."""
     before = [] if scenario == "create" else [old]
     if final.exists():
-        assert any(holds(content) for content in [*before, new])
+        assert any(holds(content) for content in [*before, *between, new])
     else:
         assert scenario == "create" or (aside and store.spec.layout == "directory")
 

@@ -60,6 +60,39 @@ def test_no_tile_has_the_width_of_the_card(tmp_path):
         assert read(source).shape == (0, 512)
 
 
+@pytest.mark.parametrize("row", [(2, 3, 4), (5, 2), ()])
+def test_rows_may_have_any_shape(tmp_path, row):
+    values = np.random.default_rng(0).standard_normal((20, *row)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(20)
+    keep = np.array([0, 3, 4, 5, 19])
+    with FeatureScratch(tmp_path, 20, "float16", dim=row) as scratch:
+        for some in np.split(order, [3, 9]):
+            scratch.write(some, values[some])
+        source = scratch.source(keep)
+        assert (source.shape, source.dtype) == ((5, *row), np.float16)
+        wanted = values.astype(np.float16)[keep]
+        np.testing.assert_array_equal(np.concatenate(list(source.chunks(2))), wanted)
+    with FeatureScratch(tmp_path, 0, "float32", dim=row) as scratch:
+        assert scratch.source().shape == (0, *row)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 12)), r"shape \(2, 12\); .* of shape \(tiles, 3, 4\) was expected"),
+        (np.zeros((2, 3, 4), int), "floating point"),
+        (np.zeros((2, 3, 5)), "3 x 5 columns where 3 x 4 were expected"),
+        (np.full((2, 3, 4), np.inf), "not finite"),
+    ],
+)
+def test_grids_that_do_not_fit_name_the_encoder(tmp_path, array, message):
+    with (
+        FeatureScratch(tmp_path, 4, "float32", name="tokens/uni", dim=(3, 4)) as scratch,
+        pytest.raises(EncoderError, match=f"'tokens/uni'.*{message}"),
+    ):
+        scratch.write(np.arange(2), array)
+
+
 def test_the_file_has_no_name(tmp_path):
     with FeatureScratch(tmp_path / "new", 1, "float32") as scratch:
         scratch.write(np.arange(1), np.ones((1, 4)))
@@ -138,7 +171,15 @@ def test_blocks_are_whole(source, rows):
     np.testing.assert_array_equal(np.concatenate([block for _, block in got]), values)
 
 
-@pytest.mark.parametrize("shape", [(9, 2), (11, 2), (10, 3)])
+@pytest.mark.parametrize("row", [(), (2,), (3, 4)])
+def test_blocks_have_any_number_of_axes(row):
+    values = np.random.default_rng(0).random((10, *row))
+    got = list(blocks(Irregular(values), 4))
+    assert [len(block) for _, block in got] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in got]), values)
+
+
+@pytest.mark.parametrize("shape", [(9, 2), (11, 2), (10, 3), (10, 2, 1)])
 def test_a_source_that_lies_is_refused(shape):
     source = ArraySource(np.zeros((10, 2)))
     source.shape = shape

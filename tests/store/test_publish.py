@@ -147,6 +147,13 @@ def test_force_replaces_what_is_damaged(store, final, put, content):
         ({"features": {"a": FeatureSet(ArraySource(np.zeros((8, 3))))}}, "for 9 tiles"),
         ({"features": {"a": FeatureSet(ArraySource(np.zeros(9)))}}, "for 9 tiles"),
         ({"features": {"../a": FeatureSet(ArraySource(np.zeros((9, 3))))}}, "cannot be the name"),
+        ({"arrays": {"tokens/a": FeatureSet(ArraySource(np.zeros((8, 3))))}}, "for 9 tiles"),
+        ({"arrays": {"x/a": FeatureSet(ArraySource(np.zeros(())))}}, r"shape \(\)"),
+        ({"arrays": {"x/a": FeatureSet(ArraySource(np.zeros(3, "U4")))}}, "no numbers"),
+        ({"arrays": {"xa": FeatureSet(ArraySource(np.zeros(3)))}}, "group/name"),
+        ({"arrays": {"x/a/b": FeatureSet(ArraySource(np.zeros(3)))}}, "group/name"),
+        ({"arrays": {"../a": FeatureSet(ArraySource(np.zeros(3)))}}, "group/name"),
+        ({"arrays": {"features/a": FeatureSet(ArraySource(np.zeros((9, 3))))}}, "keeps its own"),
     ],
 )
 def test_content_that_does_not_fit_together_is_refused(final, put, content, change, message):
@@ -254,7 +261,7 @@ def test_a_stranger_s_error_passes_and_leaves_nothing(store, final, content):
 
 @pytest.mark.parametrize("most", [10, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "scenario", ["create", "extend", "force", "revise", "force-aside", "revise-aside"]
+    "scenario", ["create", "extend", "arrays", "force", "revise", "force-aside", "revise-aside"]
 )
 def test_killed_anywhere_a_name_is_absent_or_complete(store, scenario, most, tmp_path):
     if scenario.endswith("aside") and store.spec.layout == "file":

@@ -81,6 +81,16 @@ class Random(Encoder):
         return EncoderOutput((self.means(batch) + self.shift).astype(np.float32))
 
 
+class Boastful(Encoder):
+    gives = ("tokens",)
+
+    def ask(self, *names):
+        self.asked = True
+
+    def encode(self, batch):
+        return EncoderOutput(self.means(batch), tokens=self.means(batch)[:, None])
+
+
 class Reader:
     def __init__(self, path, config):
         try:
@@ -182,9 +192,10 @@ class Overhanging(GridTiler):
 
 @hookimpl
 def microtome_encoders():
-    for one in (Encoder, Wide, Constant, Batchy, Fickle, Scribbler, Random):
+    for one in (Encoder, Wide, Constant, Batchy, Fickle, Scribbler, Random, Boastful):
         name = one.__name__.lower()
-        yield EncoderSpec(name=name, target=f"faulty:{one.__name__}", summary="x", card=one.card)
+        given = {"card": one.card, "gives": getattr(one, "gives", ())}
+        yield EncoderSpec(name=name, target=f"faulty:{one.__name__}", summary="x", **given)
 
 
 @hookimpl
@@ -228,7 +239,9 @@ from microtome.testing import (
 )
 
 KINDS = {
-    EncoderContract: ["encoder", "wide", "constant", "batchy", "fickle", "scribbler", "random"],
+    EncoderContract: [
+        *("encoder", "wide", "constant", "batchy", "fickle", "scribbler", "random", "boastful")
+    ],
     ReaderContract: ["shifted", "greedy", "open"],
     InspectorContract: ["inspector", "relative", "dark", "painter"],
     SegmenterContract: ["scaleless"],
@@ -271,6 +284,7 @@ def failed(tmp_path_factory) -> set[tuple[str, str]]:
         ("fickle", "test_it_gives_the_same_again"),
         ("scribbler", "test_tiles_are_left_as_they_are"),
         ("random", "test_a_fresh_one_gives_the_same"),
+        ("boastful", "test_it_gives_on_request_what_its_spec_says"),
         ("random", "test_it_leaves_the_global_random_state_alone"),
         ("shifted", "test_a_tile_is_a_part_of_its_level"),
         ("greedy", "test_it_fills_the_rows_it_is_told_and_no_other"),

@@ -164,6 +164,83 @@ def test_chunks_are_about_a_mebibyte(name, make_writer, tmp_path):
     assert root["coords"].chunks == (3000, 5)
 
 
+# Keys as a run writes them, with a row of many chunks and one of several.
+ARRAYS = {
+    "slide_features/titan": np.linspace(0, 1, 768, dtype=np.float32),
+    "regions/index": np.arange(24, dtype=np.int32).reshape(6, 4),
+    "slide_attention/abmil": np.linspace(0, 1, 6, dtype=np.float32),
+    "tokens/uni": np.arange(6 * 37 * 37 * 300, dtype=np.float32).reshape(6, 37, 37, 300),
+}
+
+
+@pytest.fixture
+def with_arrays(name, make_writer, path):
+    for key, array in ARRAYS.items():
+        make_writer(name).add_array(path, key, ArraySource(array), {**CARD, "key": key})
+    return path
+
+
+def test_plain_libraries_read_arrays(name, with_arrays):
+    root = open_plain(name, with_arrays)
+    for key, array in ARRAYS.items():
+        np.testing.assert_array_equal(root[key][:], array)
+        assert root[key].dtype == array.dtype
+        assert root[key].attrs["key"] == key
+        assert root[key].attrs["revision"] == "None"
+    assert sorted(root["features"].keys()) == ["half", "uni"]
+
+
+def test_arrays_are_guarded_like_features(name, make_writer, with_arrays):
+    with make_writer(name).open_stored(with_arrays) as stored:
+        checksums = stored.checksums()
+    assert ARRAYS.keys() < checksums.keys()
+    assert len({checksums[key] for key in ("features/uni", *ARRAYS)} - {""}) == 1
+
+
+def test_what_others_add_to_a_store_is_none_of_its_arrays(name, make_writer, with_arrays):
+    """A dataset at the top, and a group in a group."""
+    if name == "hdf5":
+        with h5py.File(with_arrays, "r+") as file:
+            file["foreign"] = np.ones((2, 2))
+            file["tokens/deep/x"] = np.ones(2)
+    else:
+        root = zarr.open_group(with_arrays, mode="r+")
+        root.create_array("foreign", data=np.ones((2, 2)))
+        root.create_group("tokens/deep").create_array("x", data=np.ones(2))
+    with make_writer(name).open_stored(with_arrays) as stored:
+        assert stored.array_names() == sorted(ARRAYS)
+        assert stored.array_names("tokens") == ["tokens/uni"]
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 3), (3, 0), (7, 11, 13), (2, 300, 300, 8), (1, 10**6)])
+@pytest.mark.parametrize("dtype", [np.float16, np.int64, np.bool_])
+def test_pieces_are_bounded_whatever_the_shape(name, make_writer, path, shape, dtype):
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    make_writer(name).add_array(path, "x/y", ArraySource(array), {})
+    root = open_plain(name, path)
+    np.testing.assert_array_equal(root["x/y"][:], array)
+    if array.size:
+        chunk = np.prod(root["x/y"].chunks) * array.itemsize
+        assert min(2**20, array.nbytes) / 4 < chunk <= 2**20
+    if name == "hdf5":
+        root.close()
+    with make_writer(name).open_stored(path) as stored:
+        np.testing.assert_array_equal(stored.array("x/y", slice(1, 2)), array[1:2])
+
+
+def test_a_lost_file_of_an_array_is_noticed(make_writer, coords, tmp_path):
+    writer, path = make_writer("zarr", shard_mb=1), tmp_path / "slide"
+    writer.create(path, coords, {}, {})
+    writer.add_array(path, "tokens/uni", ArraySource(ARRAYS["tokens/uni"]), {})
+    files = sorted(f for f in (path / "tokens/uni/c").rglob("*") if f.is_file())
+    assert len(files) == 6  # a file holds whole rows
+    files[3].unlink()
+    with writer.open_stored(path) as stored:
+        assert stored.array("tokens/uni", slice(0, 3)).any()
+        with pytest.raises(StoreError, match=r"tokens/uni cannot be read.* is missing"):
+            stored.array("tokens/uni")
+
+
 def test_what_is_no_slide_says_so(name, make_writer, tmp_path):
     writer, path = make_writer(name), tmp_path / "slide"
     with pytest.raises(StoreError, match="not a slide"):
@@ -200,11 +277,13 @@ module, _, target = spec.target.partition(":")
 writer = getattr(importlib.import_module(module), target)(spec.config())
 final = Path(sys.argv[2]) / "slide"
 coords = np.zeros((6000, 5), np.int32)
-small, large = (
-    FeatureSet(ArraySource(np.ones((6000, width), np.float32))) for width in (2, 400)
+small, large, deep = (
+    FeatureSet(ArraySource(np.ones((6000, *row), np.float32))) for row in ((2,), (400,), (2, 2, 99))
 )
-def put(**features):
-    publish_slide(final, writer, spec, SlideContent(coords=coords, features=features), force=False)
+def put(tokens=None, **features):
+    arrays = {} if tokens is None else {"tokens/a": tokens}
+    content = SlideContent(coords=coords, features=features, arrays=arrays)
+    publish_slide(final, writer, spec, content, force=False)
 for _ in range(2):
     try:
         put(a=small, large=large)
@@ -212,12 +291,14 @@ for _ in range(2):
         print(error)
     print(os.listdir(final.parent))
 put(a=small)
-try:
-    put(large=large)
-except StoreError as error:
-    print(error)
+for more in ({"large": large}, {"tokens": deep}):
+    try:
+        put(**more)
+    except StoreError as error:
+        print(error)
 with writer.open_stored(final) as stored:
-    print(os.listdir(final.parent), stored.feature_names(), stored.features("a").sum())
+    names = stored.feature_names() + stored.array_names()
+    print(os.listdir(final.parent), names, stored.features("a").sum())
 """
 
 
@@ -231,6 +312,6 @@ def test_a_full_disk_is_one_sentence_and_no_more(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = f"{tmp_path}/slide cannot be written: No space left on device; free some space"
-    assert done.stdout.count(said) == 3
+    assert done.stdout.count(said) == 4
     assert done.stdout.count("\n[]\n") == 2
     assert done.stdout.endswith("['slide'] ['a'] 12000.0\n")

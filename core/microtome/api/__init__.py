@@ -1,7 +1,47 @@
 """The Python face: the same run, plugins and files as the command line, without Hydra."""
 
+from microtome.api.anndata import to_anndata
+from microtome.api.dataset import TileDataset
+from microtome.api.embedding import EmbeddedPatient, EmbeddedSlide
+from microtome.api.execution import ExecutionOptions
+from microtome.api.models import Model
+from microtome.api.pipelines import Pipeline, PipelineResult
+from microtome.api.preprocessing import (
+    FilterConfig,
+    PreprocessingConfig,
+    PreviewConfig,
+    SegmentationConfig,
+)
+from microtome.api.presets import list_models
 from microtome.api.results import open_result
 from microtome.api.runs import run_slides
 from microtome.api.slide import Slide, open_slide
+from microtome.run.progress import SilentReporter, activate_progress_reporter
+from microtome.store.regions import region_features
 
-__all__ = ["Slide", "open_result", "open_slide", "run_slides"]
+RunResult = PipelineResult
+"""What slide2vec's users call it."""
+
+__all__ = [
+    "EmbeddedPatient",
+    "EmbeddedSlide",
+    "ExecutionOptions",
+    "FilterConfig",
+    "Model",
+    "Pipeline",
+    "PipelineResult",
+    "PreprocessingConfig",
+    "PreviewConfig",
+    "RunResult",
+    "SegmentationConfig",
+    "SilentReporter",
+    "Slide",
+    "TileDataset",
+    "activate_progress_reporter",
+    "list_models",
+    "open_result",
+    "open_slide",
+    "region_features",
+    "run_slides",
+    "to_anndata",
+]

@@ -11,9 +11,9 @@ from uuid import uuid4
 from microtome.errors import ConfigError
 from microtome.plugin.files import add_files, find_files
 from microtome.plugin.registry import Registry, configure, get_registry, unknown
-from microtome.run.plan import make_plan
+from microtome.run.plan import RunPlan, make_plan
 from microtome.run.progress import Reporter, make_reporter
-from microtome.run.runner import run_plan
+from microtome.run.runner import plan_passes, run_plan
 from microtome.run.settings import (
     Choice,
     ClaimSettings,
@@ -26,7 +26,8 @@ from microtome.run.settings import (
     StagingSettings,
     TissueSettings,
 )
-from microtome.run.summary import RunResult
+from microtome.run.solve import solve
+from microtome.run.summary import RunResult, join_results
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""
@@ -79,15 +80,40 @@ def run_slides(
     Raises:
         MicrotomeError: If the run cannot start.
     """
+    config, registry = compose(slides, Path(output), options)
+    return carry_out(config, registry, reporter or make_reporter())[1]
+
+
+def compose(
+    slides: str | Path | Sequence[str | Path],
+    output: Path,
+    options: Mapping[str, Any],
+    *,
+    run_dir: Path | None = None,
+) -> tuple[RunConfig, Registry]:
+    """Compose a run out of the options that `run_slides` takes.
+
+    Args:
+        slides: Files, folders, glob patterns or CSV manifests.
+        output: The output folder.
+        options: By name.
+        run_dir: The run's own folder; one below the output if None.
+
+    Returns:
+        The run, and the plugins with those of its files.
+
+    Raises:
+        MicrotomeError: If the options describe no run.
+    """
+    options = dict(options)
     named = options.pop("encoder_plugin", ())
     files = find_files([named] if isinstance(named, str | Path) else named)
     registry = add_files(get_registry(), files)
     given = [slides] if isinstance(slides, str | Path) else list(slides)
-    output = Path(output)
     config = RunConfig(
         slides=tuple(map(str, given)),
         output=output,
-        run_dir=output / "runs" / f"python-{uuid4().hex[:12]}",
+        run_dir=run_dir or output / "runs" / f"python-{uuid4().hex[:12]}",
         encoder_plugin=files,
         resolved={
             "slides": [str(s) for s in given],
@@ -96,24 +122,53 @@ def run_slides(
             **options,
         },
     )
-    config = replace(config, **_settings(options, registry))
-    return run_plan(make_plan(config, registry), reporter or make_reporter())
+    # What slide and patient encoders read is derived, where nothing is said of it.
+    if "encoder" not in options and {"slide_encoder", "patient_encoder"} & {*options}:
+        config = replace(config, encoders=())
+    return replace(config, **_settings(options, registry)), registry
+
+
+def carry_out(
+    config: RunConfig, registry: Registry, reporter: Reporter, *, tiles_only: bool = False
+) -> tuple[list[RunPlan], RunResult]:
+    """Do a run.
+
+    Args:
+        config: What to do.
+        registry: The plugins.
+        reporter: Hears how it goes.
+        tiles_only: Whether it ends with what slide and patient encoders read.
+
+    Returns:
+        The plans of its passes, and what became of it.
+
+    Raises:
+        MicrotomeError: If it cannot start, or the output takes nothing more.
+    """
+    if tiles_only:
+        passes = solve(config, registry)
+        bare = [replace(each, slide_encoders=(), patient_encoders=()) for each in passes]
+        plans = [make_plan(each, registry) for each in bare]
+    else:
+        plans = plan_passes(config, registry)
+    return plans, join_results([run_plan(plan, reporter) for plan in plans])
 
 
 def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    known = {f.name for f in fields(RunConfig)} - {"slides", "output", "run_dir", "resolved"}
+    own = {"slides", "output", "run_dir", "resolved", "derived"}
+    known = {f.name for f in fields(RunConfig)} - own
     known = (known - {f"{kind}s" for kind in _SEVERAL}) | {*_SEVERAL}
     settings: dict[str, Any] = {}
     for name, value in options.items():
         if name not in known:
             raise ConfigError(unknown("option of a run", name, sorted(known)))
         if name in _SINGLE:
-            settings[name] = _choose(name, value, registry)[0]
+            settings[name] = choose(name, value, registry)[0]
         elif name in _SEVERAL:
-            settings[f"{name}s"] = tuple(_choose(name, value, registry))
+            settings[f"{name}s"] = tuple(choose(name, value, registry))
         elif name in _SECTIONS:
             settings[name] = _section(name, value)
-        elif name == "visualize":
+        elif name in ("visualize", "tile_devices"):
             settings[name] = (value,) if isinstance(value, str) else tuple(value)
         elif name == "mpp_csv":
             settings[name] = None if value is None else Path(value)
@@ -131,7 +186,13 @@ def _section(name: str, value: Mapping[str, Any]) -> Any:
     return section(**value)
 
 
-def _choose(kind: str, value: Chosen, registry: Registry) -> list[Any]:
+def choose(kind: str, value: Chosen, registry: Registry) -> list[Any]:
+    """Make the choices of a kind of plugin out of what `run_slides` takes.
+
+    Raises:
+        ConfigError: If it is no choice.
+        PluginError: If there is no such plugin, or it has no such option.
+    """
     if isinstance(value, str):
         value = [value]
     chosen = value if isinstance(value, Mapping) else {name: {} for name in value}

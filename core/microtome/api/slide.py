@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.registry import configure, get_registry
 from microtome.plugin.specs import EncoderSpec, SegmenterSpec
 from microtome.run.budget import cpu_budget
+from microtome.run.encoders import PlannedEncoder, make_encoder
+from microtome.run.outputs import EMBEDDING
 from microtome.run.pixels import Tiles, encode, iterate_tiles
-from microtome.run.plan import make_encoder
 from microtome.run.settings import EncoderChoice, TissueSettings
 from microtome.run.tissue import find_tissue
 from microtome.slide import opening
@@ -23,6 +25,9 @@ from microtome.slide.types import Resolution, SlideInfo, SlideRef, TileGrid, Tis
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_RUN_OWNS = {"device", "precision", "batch_size"}
+"""Options of `Slide.encode` that are no plugin's."""
 
 
 def open_slide(
@@ -162,24 +167,57 @@ class Slide:
         Raises:
             EncoderError: If the encoder cannot be loaded or breaks its card.
         """
-        registry = get_registry()
-        spec = registry.find("encoder", encoder).spec
-        if not isinstance(spec, EncoderSpec):
-            raise TypeError(f"{encoder!r} is no encoder")
-        choice = EncoderChoice(
-            plugin=spec.name,
-            config=configure(spec, **options),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-        )
-        planned = make_encoder(choice, registry)
-        planned.ensure_loaded()
+        run_owns = {"device": device, "precision": precision, "batch_size": batch_size}
+        return self._encode(grid, _load(encoder, options, run_owns)).embedding
+
+    def encode_dense(
+        self,
+        grid: TileGrid,
+        encoder: str,
+        *,
+        tokens: bool = True,
+        attention: bool = False,
+        **options: Any,
+    ) -> EncoderOutput:
+        """Encode a grid's tiles to token grids and the class token's attention, too.
+
+        All is in memory: 256 tokens of 1024 columns are 1 MiB a tile. A run with
+        ``encoder.NAME.tokens=true`` stores them slide by slide in bounded memory.
+
+        Args:
+            grid: The grid.
+            encoder: An encoder plugin's name.
+            tokens: Whether to give token grids.
+            attention: Whether to give attention.
+            **options: As of `encode`.
+
+        Returns:
+            ``embedding`` as of `encode`, ``tokens`` (len(grid), height, width, dim) and
+            ``attention`` (len(grid), heads, height, width), None where not asked for.
+
+        Raises:
+            ConfigError: If the encoder does not give that; names some that do.
+            EncoderError: If the encoder cannot be loaded or breaks its card.
+        """
+        run_owns = {"tokens": tokens, "attention": attention}
+        run_owns |= {k: options.pop(k) for k in _RUN_OWNS & options.keys()}
+        return self._encode(grid, _load(encoder, options, run_owns))
+
+    def _encode(self, grid: TileGrid, planned: PlannedEncoder) -> EncoderOutput:
         parts = [
             encode(planned, TileBatch(tiles.pixels, grid.coords[tiles.rows]))
-            for tiles in self.iterate(grid, batch_size=batch_size)
+            for tiles in self.iterate(grid, batch_size=planned.batch_size)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, planned.card.dim), np.float32)
+        rows: dict[str, tuple[int, ...]] = {EMBEDDING: (planned.card.dim,)}
+        if planned.asked:
+            rows |= planned.find_shapes(grid.geometry.size)
+        whole = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            if parts
+            else np.empty((0, *shape), np.float32)
+            for name, shape in rows.items()
+        }
+        return EncoderOutput(**whole)
 
     def close(self) -> None:
         """Release the file."""
@@ -200,6 +238,18 @@ class Slide:
         return (
             f"Slide({self.info.path.name!r}, {size}, {mpp or 'unknown'} µm/px, {self.info.reader})"
         )
+
+
+def _load(encoder: str, options: dict[str, Any], run_owns: dict[str, Any]) -> PlannedEncoder:
+    """Make an encoder with options of its own and of the run, and load it."""
+    registry = get_registry()
+    spec = registry.find("encoder", encoder).spec
+    if not isinstance(spec, EncoderSpec):
+        raise TypeError(f"{encoder!r} is no encoder")
+    choice = EncoderChoice(plugin=spec.name, config=configure(spec, **options), **run_owns)
+    planned = make_encoder(choice, registry)
+    planned.ensure_loaded()
+    return planned
 
 
 def _no_pixels(grid: TileGrid) -> NDArray[np.uint8]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 def find_verbs() -> dict[str, str]:
     """List the verbs with their summaries, without importing any."""
-    return {path.stem: _summary(path) for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
+    paths = sorted(Path(__file__).parent.glob("[a-z]*.py"))
+    return {path.stem.replace("_", "-"): _summary(path) for path in paths}
 
 
 def run_verb(name: str, argv: list[str]) -> int:
@@ -25,7 +26,7 @@ def run_verb(name: str, argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    return int(import_module(f"{__name__}.{name}").main(argv))
+    return int(import_module(f"{__name__}.{name.replace('-', '_')}").main(argv))
 
 
 def _summary(path: Path) -> str:

@@ -10,14 +10,22 @@ from importlib.util import find_spec
 from typing import Any
 
 from microtome.commands._lines import columns
-from microtome.commands._names import spec_of
+from microtome.commands._names import domain_of, spec_of
 from microtome.config.options import default_of, help_of, type_of
 from microtome.plugin.aliases import listed
 from microtome.plugin.registry import Registered
-from microtome.plugin.specs import EncoderCard, Transform
+from microtome.plugin.specs import (
+    BagEncoderSpec,
+    EncoderCard,
+    PatientEncoderSpec,
+    TileNeed,
+    Transform,
+)
+from microtome.run.solve import describe_need
 
 _WIDTH = 100
 _LICENCE = 28
+_NEED = 60
 _YES_NO = {True: "yes", False: "no", None: "?"}
 _COMMERCIAL = {
     True: "commercial use is allowed",
@@ -33,11 +41,19 @@ _ACCESS = {
 _HEADINGS = (
     "name", "dim", "input", "tile", "params", "licence", "commercial", "access", "packages",
 )  # fmt: skip
+_BAG_HEADINGS = (
+    "name", "dim", "takes", "params", "licence", "commercial", "access", "packages",
+)  # fmt: skip
 
 
 def listing(entries: Sequence[Registered]) -> str:
     """Write a table of encoders: sizes, tiles, licence, access, and whether packages are here."""
     rows = [_row(entry) for entry in entries]
+    of_bags = [entry.spec for entry in entries if isinstance(entry.spec, BagEncoderSpec)]
+    if of_bags:
+        kind = of_bags[0].kind.replace("_", " ")
+        table = columns(f"{kind} ({len(rows)})", [_BAG_HEADINGS, *rows])
+        return f"{table}\n\nmicrotome encoders show NAME tells all of one.\n"
     table = columns(f"encoder ({len(rows)})", [_HEADINGS, *rows] if rows else [])
     return f"{table}\n\nTiles are px @ µm/px. microtome encoders show NAME tells all of one.\n"
 
@@ -49,11 +65,13 @@ def to_record(entry: Registered) -> dict[str, Any]:
         "name": spec.name,
         "distribution": entry.distribution,
         "summary": spec.summary,
-        "domain": spec.domain,
+        "domain": domain_of(spec),
         "names": dict(spec.names),
         "caution": spec.caution,
         "remote_code": spec.remote_code,
-        "concurrent": spec.concurrent,
+        "gives": list(getattr(spec, "gives", ())),
+        "concurrent": getattr(spec, "concurrent", False),
+        **({"needs": [_need(n) for n in spec.needs]} if hasattr(spec, "needs") else {}),
         "output_version": spec.output_version,
         "requires": list(spec.requires),
         "missing": list(entry.missing),
@@ -79,7 +97,7 @@ def show(entry: Registered) -> str:
         for o, said in zip(fields(spec.config), help_of(spec.config).values(), strict=True)
     ]
     if options:
-        lines += ["", f"Options, encoder.{spec.name}.KEY=VALUE", *_wrapped(options)]
+        lines += ["", f"Options, {spec.kind}.{spec.name}.KEY=VALUE", *_wrapped(options)]
     steps = [(f"{n}.", step) for n, step in enumerate(_steps(entry), 1)]
     return "\n".join([*lines, "", "To use it", *_wrapped(steps)]) + "\n"
 
@@ -88,6 +106,8 @@ def _row(entry: Registered) -> tuple[str, ...]:
     spec = spec_of(entry)
     here = "missing" if entry.missing else "here"
     card = spec.card
+    if isinstance(spec, BagEncoderSpec):
+        return _bag_row(spec, here)
     if card is None:
         return (spec.name, *("any",) * 4, "by model", "?", "?", here)
     return (
@@ -103,6 +123,36 @@ def _row(entry: Registered) -> tuple[str, ...]:
     )
 
 
+def _bag_row(spec: BagEncoderSpec, here: str) -> tuple[str, ...]:
+    card = spec.card
+    told = textwrap.shorten(takes(spec), _NEED, placeholder=" …")
+    if card is None:
+        return spec.name, "any", told, "?", "no published weights", "yes", "open", here
+    return (
+        spec.name,
+        str(card.dim),
+        told,
+        _params(card.params),
+        textwrap.shorten(card.licence or "?", _LICENCE, placeholder=" …"),
+        _YES_NO[card.commercial],
+        _GATED[card.gated],
+        here,
+    )
+
+
+def takes(spec: BagEncoderSpec) -> str:
+    """Say in words what a slide or patient encoder is given."""
+    needs: tuple[TileNeed, ...] = getattr(spec, "needs", ())
+    if isinstance(spec, PatientEncoderSpec) and spec.takes == "slides":
+        return f"embeddings of slides by {spec.slide_encoder or 'any slide encoder'}"
+    return listed([describe_need(need) for need in needs]) or "features by any encoder"
+
+
+def _need(need: TileNeed) -> dict[str, Any]:
+    said = {f.name: getattr(need, f.name) for f in fields(need)}
+    return {**said, "options": dict(need.options)}
+
+
 def _tile(card: EncoderCard) -> str:
     return f"{card.patch_size} @ {card.mpp:g}" if card.mpp else str(card.patch_size)
 
@@ -113,15 +163,27 @@ def _params(count: int | None) -> str:
 
 def _facts(entry: Registered) -> Iterator[tuple[str, str]]:
     spec, card = spec_of(entry), spec_of(entry).card
-    if card is None:
+    if isinstance(spec, BagEncoderSpec):
+        yield "takes", takes(spec)
+        if card is None:
+            yield "embedding", "of as many columns as what it pools, or what its weights say"
+    elif card is None:
         yield "model", "its name, an option, decides everything else"
-    else:
+    if card is not None:
         pooling = f": {card.pooling}" if card.pooling else ""
-        yield "features", f"{card.dim} columns{pooling}; {card.precision} on a GPU"
-        yield "input", _transform(card.transform)
-        yield "tiles", _recommended(card)
+        is_bag = isinstance(spec, BagEncoderSpec)
+        latents = f"; {card.latents[0]} latents of {card.latents[1]}" if card.latents else ""
+        heading = "embedding" if is_bag else "features"
+        yield heading, f"{card.dim} columns{pooling}{latents}; {card.precision} on a GPU"
+        if given := getattr(spec, "gives", ()):
+            yield "on request", " and ".join(f"encoder.{spec.name}.{g}=true" for g in given)
         size = f", {card.params:,} parameters" if card.params else ""
-        yield "learned from", f"{spec.domain or 'not said'}{size}"
+        if is_bag:
+            yield "size", size.removeprefix(", ")
+        else:
+            yield "input", _transform(card.transform)
+            yield "tiles", _recommended(card)
+            yield "learned from", f"{domain_of(spec) or 'not said'}{size}"
         yield "weights", _weights(card)
         yield "licence", f"{card.licence or 'not known'}; {_COMMERCIAL[card.commercial]}"
         yield "access", _ACCESS[card.gated]
@@ -191,13 +253,18 @@ def _steps(entry: Registered) -> Iterator[str]:
     commit = spec.remote_code and card is not None and not card.revision
     if card and "weights" in options:
         by_hand = "" if card.hub_id else ", if it does not say that they are to be had by hand only"
+        name = f"{spec.name}@COMMIT" if commit else spec.name
+        name += " --level patient" if spec.kind == "patient_encoder" else ""
         yield (
-            f"microtome encoders fetch {spec.name}{'@COMMIT' if commit else ''}  (or let the first "
-            f"run download the weights{by_hand})"
+            f"microtome encoders fetch {name}  (or let the first run download the weights{by_hand})"
         )
-    line = f"microtome slide.svs output=out encoder={spec.name}"
-    line += f" encoder.{spec.name}.model=NAME" if "model" in options else ""
-    yield line + (f" encoder.{spec.name}.revision=COMMIT" if commit else "")
+    slides = "manifest.csv" if spec.kind == "patient_encoder" else "slide.svs"
+    node = f"{spec.kind}.{spec.name}"
+    line = f"microtome {slides} output=out {spec.kind}={spec.name}"
+    if isinstance(spec, PatientEncoderSpec) and takes(spec).endswith("any slide encoder"):
+        line += " slide_encoder=NAME"
+    line += f" {node}.model=NAME" if "model" in options else ""
+    yield line + (f" {node}.revision=COMMIT" if commit else "")
 
 
 def _endpoint() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +12,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microtome.commands._names import resolve, spec_of
+from microtome.commands._names import ModelSpec, resolve, spec_of
 from microtome.errors import MicrotomeError, PluginError, StoreError, naming_encoder, one_line
 from microtome.plugin.registry import Registered, Registry, configure
-from microtome.plugin.specs import EncoderCard, EncoderSpec
+from microtome.plugin.specs import EncoderCard
 from microtome.plugin.weights.bars import Told
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_WHOSE = re.compile(r"^(?:Encoder|Slide encoder|Patient encoder) [^:]+: ")
 
-def fetch(names: Sequence[str], folder: str | None, registry: Registry) -> int:
+
+def fetch(names: Sequence[str], folder: str | None, registry: Registry, level: str = "") -> int:
     """Download what encoders need, one after the other.
 
     What to type on a machine without a network goes to stdout, all else to stderr.
@@ -30,6 +33,7 @@ def fetch(names: Sequence[str], folder: str | None, registry: Registry) -> int:
         names: Of the encoders, each with ``@`` and a revision if it is to be a certain one.
         folder: Where the caches go; the user's own if None.
         registry: The plugins.
+        level: Of the encoders, where several of a name are of different ones.
 
     Returns:
         0; 1 if one failed, which does not keep the others from being fetched.
@@ -39,7 +43,7 @@ def fetch(names: Sequence[str], folder: str | None, registry: Registry) -> int:
     with _environment(places):
         for name in names:
             try:
-                files = _fetch_one(name, registry)
+                files = _fetch_one(name, registry, level)
             except MicrotomeError as error:
                 failed.append(name)
                 known = f"Encoder {name.partition('@')[0]}: "
@@ -63,39 +67,39 @@ def offline_ready(entry: Registered, registry: Registry) -> bool:
         return False
     with _environment({"HF_HUB_OFFLINE": "1"}):
         try:
-            encoder = registry.create("encoder", entry.spec.name)
+            encoder = registry.create(spec.kind, spec.name)
             getattr(encoder, "download", getattr(encoder, "weights", tuple))()
         except MicrotomeError:
             return False
     return True
 
 
-def _fetch_one(word: str, registry: Registry) -> Sequence[Path]:
+def _fetch_one(word: str, registry: Registry, level: str) -> Sequence[Path]:
     name, _, revision = word.partition("@")
-    spec = registry.find("encoder", _own_name(name, registry)).spec
+    spec = _own_spec(name, registry, level)
     options = {"revision": revision} if revision else {}
     config = configure(spec, **options)
-    with naming_encoder(spec.name, spec.name), _shown(spec.name) as told:
-        encoder = registry.create("encoder", spec.name, config)
+    with naming_encoder(spec.name, spec.name, spec.kind), _shown(spec.name) as told:
+        encoder = registry.create(spec.kind, spec.name, config)
         if not hasattr(encoder, "download"):
             return ()
-        with registry.blame("encoder", spec.name, "fetched"):
+        with registry.blame(spec.kind, spec.name, "fetched"):
             files: Sequence[Path] = encoder.download(told)
     return files
 
 
-def _own_name(name: str, registry: Registry) -> str:
-    """Give the name of an encoder here, and refuse one that only other tools have.
+def _own_spec(name: str, registry: Registry, level: str) -> ModelSpec:
+    """Find an encoder by its name here, and refuse one that only other tools have.
 
     What is gigabytes large should be asked for by its own name.
 
     Raises:
         PluginError: If it is another tool's; says whose.
     """
-    entry, notes = resolve(name, registry)
+    entry, notes = resolve(name, registry, level)
     if entry.spec.name != name.lower().replace("-", "_"):
         raise PluginError(f"{' '.join(notes)} Say {entry.spec.name}.")
-    return entry.spec.name
+    return spec_of(entry)
 
 
 def _described(files: Sequence[Path]) -> str:
@@ -128,7 +132,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _maybe_cached(spec: EncoderSpec, card: EncoderCard) -> bool:
+def _maybe_cached(spec: ModelSpec, card: EncoderCard) -> bool:
     """Look, by names alone, whether the caches may hold an encoder's weights."""
     defaults = {option.name: option.default for option in fields(spec.config)}
     if defaults.get("weights") != "hub":

@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,6 @@ from microtome.plugin.files import add_files, find_files
 from microtome.plugin.registry import Registry, get_registry
 
 PRECISIONS = MappingProxyType({"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})
-_LATER = ("encode-slide", "encode-patient")
 _ABOUT = "Words KEY=VALUE behind the flags go to microtome as they are: segmenter=classic"
 
 
@@ -140,8 +139,8 @@ _TILES: Mapping[str, Flag] = {
     "--skip-existing": Flag(help="keep what is finished; the default", undoes="--force"),
     "--force": Flag(word="force=true", help="do finished work again"),
 }
+_NAMED = Flag(parse=_word, help="names, with commas or spaces", required=True)
 _FEATURES: Mapping[str, Flag] = {
-    "--feature-extractors": Flag(parse=_word, help="names, with commas or spaces", required=True),
     "--feature-device": Flag(parse=_word, help="where features are computed; as --device"),
     "--feature-batch-size": Flag(parse=_whole(1), word="batch_size={}", help="tiles at once"),
     "--feature-num-workers": Flag(parse=_whole(0), help="threads that read tiles"),
@@ -153,12 +152,27 @@ _FEATURES: Mapping[str, Flag] = {
     ),
 }
 _SHORT = {"--output": "-o", "--verbose": "-v"}
+# Size and magnification are what the models need, unless they are said.
+_DERIVED = {**_TILES, **{n: replace(f, required=False) for n, f in _TILES.items() if f.required}}
+_OF_MANIFEST = {n: f for n, f in _INPUT.items() if n not in ("--recursive", "--mpp-csv")}
+_MODELS = {
+    "process": ("encoder", "--feature-extractors"),
+    "encode-slide": ("slide_encoder", "--slide-encoders"),
+    "encode-patient": ("patient_encoder", "--patient-encoders"),
+}
 
 COMMANDS: Mapping[str, Mapping[str, Flag]] = MappingProxyType(
     {
         "detect-tissue": _INPUT,
         "segment-and-get-coords": {**_INPUT, **_TILES},
-        "process": {**_INPUT, **_TILES, **_FEATURES},
+        "process": {**_INPUT, **_TILES, **_FEATURES, "--feature-extractors": _NAMED},
+        "encode-slide": {**_INPUT, **_DERIVED, **_FEATURES, "--slide-encoders": _NAMED},
+        "encode-patient": {
+            **_OF_MANIFEST,
+            **_DERIVED,
+            **_FEATURES,
+            "--patient-encoders": _NAMED,
+        },
     }
 )
 """The flags of each command."""
@@ -171,7 +185,7 @@ def main(argv: list[str]) -> int:
         The run's exit code.
     """
     parser = VerbParser("microtome atlaspatch", description=__doc__)
-    parser.add_argument("command", choices=[*COMMANDS, *_LATER, "info"], help="each has --help")
+    parser.add_argument("command", choices=[*COMMANDS, "info"], help="each has --help")
     command: str = parser.parse_args(argv if argv[:1] == ["info"] else argv[:1]).command
     if command == "info":
         return _info(get_registry())
@@ -190,7 +204,7 @@ def translate(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Turn a command line of AtlasPatch into one of microtome.
 
     Args:
-        command: One of `COMMANDS`, or of those that there are not yet.
+        command: One of `COMMANDS`.
         argv: The words behind it.
 
     Returns:
@@ -198,13 +212,8 @@ def translate(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Raises:
         ConfigError: If a flag is unknown, or a value makes no sense.
-        UnknownPluginError: If an extractor is unknown.
+        UnknownPluginError: If an encoder is unknown.
     """
-    if command in _LATER:
-        raise ConfigError(
-            f"atlaspatch {command}: there are no slide encoders yet. Compute the patch features "
-            "that they start from with: microtome atlaspatch process."
-        )
     flags = COMMANDS[command]
     parser = _parser(command, flags)
     own = list(argv[: argv.index("--")] if "--" in argv else argv)
@@ -263,8 +272,9 @@ def _task(command: str, values: Mapping[str, Any], registry: Registry) -> Iterat
     if command == "detect-tissue":
         yield "task=tissue"
         overlays = ["mask"]
-    elif command == "process":
-        yield f"encoder=[{','.join(_extractors(values['--feature-extractors'], registry))}]"
+    elif command in _MODELS:
+        kind, flag = _MODELS[command]
+        yield f"{kind}=[{','.join(_named(kind, flag, values[flag], registry))}]"
     elif "--save-images" in values:
         yield "encoder=[]"
     else:
@@ -279,8 +289,8 @@ def _drawn(kind: str, values: Mapping[str, Any]) -> bool:
     return f"--visualize-{kind}" in values or f"--visualize-{kind}s" in values
 
 
-def _extractors(text: str, registry: Registry) -> list[str]:
-    """Read names of extractors: any case, commas or spaces, each once.
+def _named(kind: str, flag: str, text: str, registry: Registry) -> list[str]:
+    """Read names of encoders: any case, commas or spaces, each once.
 
     Raises:
         ConfigError: If there is none.
@@ -290,13 +300,13 @@ def _extractors(text: str, registry: Registry) -> list[str]:
     spelt = text.lower().replace(",", " ").split()
     names = list(dict.fromkeys(re.sub(r"[^a-z0-9]", "_", name) for name in spelt))
     if not names:
-        raise ConfigError("--feature-extractors names no extractor.")
-    known = registry.names("encoder")
+        raise ConfigError(f"{flag} names no {kind.replace('_', ' ')}.")
+    known = registry.names(kind)
     if unknown := [name for name in names if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownPluginError(
-            f"--feature-extractors: there is no {', '.join(unknown)}.{hint} Available: "
+            f"{flag}: there is no {', '.join(unknown)}.{hint} Available: "
             f"{', '.join(known)}."
         )
     return names
@@ -358,8 +368,11 @@ def _info(registry: Registry) -> int:
     sys.stdout.write(
         f"Formats: {' '.join(formats)}\n"
         f"Encoders: {' '.join(registry.names('encoder'))}\n"
-        "Outputs: patches/<stem>.h5 with coords and features/<encoder>; images/<stem>/ with\n"
-        "--save-images; visualization/; tissue/ with the masks; status/ and runs/ with records.\n"
+        f"Slide encoders: {' '.join(registry.names('slide_encoder'))}\n"
+        f"Patient encoders: {' '.join(registry.names('patient_encoder'))}\n"
+        "Outputs: patches/<stem>.h5 with coords, features/<encoder>, slide_features/<encoder>;\n"
+        "patient_embeddings/<patient>.h5; images/<stem>/ with --save-images; visualization/;\n"
+        "tissue/ with the masks; status/ and runs/ with records.\n"
         "More: microtome encoders, microtome plugins.\n"
     )
     return 0

@@ -39,7 +39,8 @@ _VERSION = "getattr(m, '__version__', 'no version')"
 _VERSIONS = {
     "openslide": "m.__version__, 'with', m.__library_version__",
     "torch": (
-        "m.__version__ + ',', ', '.join(f'cuda:{i} {m.cuda.get_device_name(i)}' "
+        "m.__version__ + ',', ', '.join(f'cuda:{i} {m.cuda.get_device_name(i)} "
+        "{m.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB' "
         "for i in range(m.cuda.device_count() if m.cuda.is_available() else 0)) or 'no CUDA device'"
     ),
 }

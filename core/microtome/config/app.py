@@ -138,6 +138,7 @@ def do_job(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from microtome.config.schema import to_run_config
+    from microtome.config.words import unasked_kinds
     from microtome.run.runner import run
 
     gc.enable()
@@ -145,7 +146,7 @@ def do_job(cfg: DictConfig) -> None:
     run_dir = Path(job.runtime.output_dir)
     error = None
     try:
-        code = run(to_run_config(cfg, run_dir))
+        code = run(to_run_config(cfg, run_dir, unasked=unasked_kinds(job)))
     except MicrotomeError as caught:
         error, code = str(caught), report(caught, job=_label(job))
     except KeyboardInterrupt as interrupt:

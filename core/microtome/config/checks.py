@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override  # noqa: TID253
 from omegaconf import DictConfig, OmegaConf
 
 from microtome.config.schema import to_run_config
+from microtome.config.words import unasked_kinds
 from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.files import add_files
 from microtome.plugin.registry import Registry
@@ -62,7 +63,8 @@ def check_job(cfg: DictConfig, registry: Registry) -> None:
     Raises:
         MicrotomeError: As the run itself would.
     """
-    config = to_run_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    config = to_run_config(own, unasked=unasked_kinds(cfg.hydra))
     registry = add_files(registry, config.encoder_plugin)
     if config.tiling:
         check_output(config.output / config.tiling, "tiler.name")

@@ -25,6 +25,7 @@ Formats = Enum("Formats", ["wsi", "all"])
 SlideId = Enum("SlideId", ["stem", "relpath"])
 FeatureDtype = Enum("FeatureDtype", ["float32", "float16"])
 Precision = Enum("Precision", ["auto", "fp32", "fp16", "bf16"])
+PatientFailures = Enum("PatientFailures", ["leave_out", "fail"])
 
 SINGLE = ("reader", "segmenter", "tiler", "engine")
 """Kinds of which a run has one: the node is at ``<kind>``."""
@@ -59,6 +60,12 @@ class EncoderOptions(ModelOptions):
     batch_size: int | None = option(
         "${batch_size}",
         help="The run's `batch_size`, or its own; null for as many tiles as a GPU has memory for.",
+    )
+    tokens: bool = option(
+        False, help="Keep the grid of patch tokens of every tile, where the encoder gives it."
+    )
+    attention: bool = option(
+        False, help="Keep the class token's attention over that grid, where the encoder gives it."
     )
 
 
@@ -105,6 +112,9 @@ class RunOptions:
     feature_dtype: FeatureDtype = option(
         FeatureDtype.float32, help="How features are stored, whatever they were computed in."
     )
+    dense_dtype: FeatureDtype = option(
+        FeatureDtype.float16, help="How token grids and attention are stored."
+    )
     visualize: Any = option(
         [], help="Overlays to draw: `grid`, `mask`, `contours`, a list of these, or `all`."
     )
@@ -119,9 +129,30 @@ class RunOptions:
     torch_threads: int | None = option(
         None, help="Threads of torch on a CPU; by what the encoders need by default."
     )
+    region_features: bool = option(
+        False,
+        help="Store features by region, too, beside those by tile; needs tiler.region_tiles.",
+    )
     profile: bool = option(False, help="Tell at the end where the time went.")
+    latents: bool = option(
+        False, help="Keep the latents of slide encoders that have some, beside the embedding."
+    )
+    bag_memory_gb: float | None = option(
+        None,
+        help="GiB that a slide or patient encoder may take for one slide or patient; what is free "
+        "on its device by default.",
+    )
+    patient_failures: PatientFailures = option(
+        PatientFailures.leave_out,
+        help="Whether a patient with a failed slide is embedded without it, or fails.",
+    )
     device: str = option(
         "auto", help="Where encoders run: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`."
+    )
+    tile_devices: list[str] = option(
+        [],
+        help="Devices that share the tiles of each slide, `[cuda:0,cuda:1]`: every encoder of "
+        "torch is on each of them.",
     )
     precision: Precision = option(
         Precision.auto, help="What encoders compute in; `auto` is the card's, fp32 on a CPU."

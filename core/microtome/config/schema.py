@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,7 @@ from microtome.plugin.files import add_files, find_files
 from microtome.plugin.registry import Registry, get_registry, unknown
 from microtome.plugin.specs import SPECS
 from microtome.run.settings import (
+    DEFAULT_ENCODER,
     OVERLAYS,
     Choice,
     ClaimSettings,
@@ -83,7 +84,11 @@ def defaults(schema: type) -> dict[str, Any]:
 
 
 def to_run_config(
-    cfg: DictConfig, run_dir: Path | None = None, registry: Registry | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    registry: Registry | None = None,
+    *,
+    unasked: Collection[str] = (),
 ) -> RunConfig:
     """Read a composed configuration.
 
@@ -92,6 +97,8 @@ def to_run_config(
         run_dir: The run's own folder.
         registry: The plugins; those installed if None. Those of the files that the configuration
             names come on top.
+        unasked: Kinds of which the command line says nothing. The default encoder is then left
+            out of a run of slide or patient encoders, which bring what they need.
 
     Raises:
         PluginError: If one of these files is no good.
@@ -130,6 +137,14 @@ def to_run_config(
         encoders=(),
         writers=tuple(_several("writer", nodes["writer"], registry)),
         feature_dtype=options.feature_dtype.name,
+        dense_dtype=options.dense_dtype.name,
+        region_features=options.region_features,
+        device=options.device,
+        tile_devices=tuple(options.tile_devices),
+        precision=options.precision.name,
+        latents=options.latents,
+        bag_memory_gb=options.bag_memory_gb,
+        patient_failures=options.patient_failures.name,
         visualize=_overlays(options.visualize),
         force=options.force,
         batch_size=options.batch_size,
@@ -141,11 +156,13 @@ def to_run_config(
         **{name: typed(schema, sections[name], name) for name, schema in SECTIONS.items()},
     )
     # Last, so that a bad batch_size is told by its own name, not by that of every encoder.
+    slides = tuple(_models(SlideEncoderChoice, nodes, options, registry))
+    patients = tuple(_models(PatientEncoderChoice, nodes, options, registry))
+    is_default = "encoder" in unasked and list(nodes["encoder"] or {}) == [DEFAULT_ENCODER]
+    brings_its_own = is_default and (slides or patients)
+    encoders = () if brings_its_own else _encoders(nodes["encoder"], options, registry)
     return replace(
-        config,
-        encoders=tuple(_encoders(nodes["encoder"], options, registry)),
-        slide_encoders=tuple(_models(SlideEncoderChoice, nodes, options, registry)),
-        patient_encoders=tuple(_models(PatientEncoderChoice, nodes, options, registry)),
+        config, encoders=tuple(encoders), slide_encoders=slides, patient_encoders=patients
     )
 
 
@@ -370,7 +387,8 @@ def _several(kind: str, nodes: Any, registry: Registry) -> Iterator[Choice]:
 
 def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[EncoderChoice]:
     # A node out of somebody's own YAML may lack the options that the run owns.
-    owned = {f.name: _plain(getattr(run, f.name)) for f in fields(EncoderOptions)}
+    own = {f.name: _plain(default_of(f)) for f in fields(EncoderOptions)}
+    owned = {name: _plain(getattr(run, name, default)) for name, default in own.items()}
     for choice in _several("encoder", nodes, registry):
         where = f"encoder.{choice.key}"
         given = {k: v for k, v in nodes[choice.key].items() if k in owned}
@@ -382,6 +400,8 @@ def _encoders(nodes: Any, run: RunOptions, registry: Registry) -> Iterator[Encod
             device=options.device,
             precision=options.precision.name,
             batch_size=options.batch_size,
+            tokens=options.tokens,
+            attention=options.attention,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from microtome.plugin.specs import EncoderSpec
+from microtome.plugin.specs import BagEncoderSpec, EncoderSpec
 
 
 def plain(text: str) -> str:
@@ -13,7 +13,7 @@ def plain(text: str) -> str:
     return re.sub(r"[-_\s]+", "_", text.strip().lower())
 
 
-def meant(name: str, specs: Iterable[EncoderSpec]) -> dict[str, list[str]]:
+def meant(name: str, specs: Iterable[EncoderSpec | BagEncoderSpec]) -> dict[str, list[str]]:
     """Give the tools that call encoders so, each with what it means.
 
     Args:

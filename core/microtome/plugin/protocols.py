@@ -33,6 +33,9 @@ class Reader(Protocol):
     of any name; ``vouch(path) -> str`` says why it gives, at every whole pixel, exactly what the
     other readers give of this very file, only faster, or nothing where that is not certain:
     ``reader=auto`` prefers a reader that does. Between pixels ``info.exact`` speaks.
+
+    A reader of files that hold tiles and no whole slide gives them as ``tiles() -> TileGrid``, at a
+    level on which they are read as they are stored, and has a ``digest`` of all that it holds.
     """
 
     @property
@@ -166,8 +169,12 @@ class EncoderOutput:
 
     Attributes:
         embedding: (n, dim) floating point, one row a tile.
-        tokens: (n, height, width, dim) of a token grid, where the encoder has one.
-        attention: (n, heads, height, width) of the class token, where the encoder has it.
+        tokens: (n, height, width, dim) of a token grid, where it was asked for: one vector for each
+            cell of the model's input, normed as the model norms its tokens, row by row from the
+            top left, without class and register tokens. The cells cover the input evenly.
+        attention: (n, heads, height, width), where it was asked for: how much the class token
+            attends to each of these cells in the last block. With what it attends to itself and to
+            registers, which is left out, a head's weights sum to 1.
     """
 
     embedding: NDArray[np.floating[Any]]
@@ -186,6 +193,10 @@ class Encoder(Protocol):
     meanwhile. The batch's pixels stay as they are until that function was called. Further it may
     have ``largest_batch() -> int``, how many tiles there is memory for once it is loaded, and
     ``notes``, sentences that the user should read in a slide's record.
+
+    An encoder whose spec, or whose attribute ``gives``, names ``"tokens"`` or ``"attention"`` has a
+    method ``ask(*names)``, which comes before `load`: from then on every output has what is named,
+    and the same embedding. What nobody asks for it had better leave out.
 
     An encoder with weights to download may have ``download(told=None) -> Sequence[Path]``, which
     brings all that `load` needs onto this machine and gives the files, calling ``told(file, bytes,
@@ -381,7 +392,11 @@ class StoreWriter(Protocol):
 
         ``slide_features/titan`` is one, ``tokens/uni_v1`` another: what is no row-aligned matrix.
         Optional: a run that has such an array to keep refuses a writer without it. A writer of
-        ``layout="directory"`` keeps each in ``<path>/<group>/<name>``, as it keeps feature sets.
+        ``layout="directory"`` keeps each in ``<path>/<group>/<name>``, as it keeps feature sets;
+        what else lies in ``<path>/<group>`` says what the group is, and comes with its first array.
+
+        Raises:
+            StoreError: If the group is ``coords``, ``columns``, ``features`` or ``passports``.
         """
 
     def open_stored(self, path: Path) -> StoredSlide:
@@ -402,18 +417,44 @@ class TileSink(Protocol):
         the spec says ``concurrent``.
         """
 
+    def record(self, attributes: Mapping[str, Any]) -> None:
+        """Take, before `close`, what the store writes into a folder of images as its record.
+
+        Of ``layout="file"`` alone. ``attributes["coords"]`` are the (n, 5) tiles that are kept, a
+        list of rows; of others that came nothing stays.
+        """
+
     def close(self) -> None:
         """Finish. Everything is on disk afterwards; the store then publishes the path."""
 
 
 class TileWriter(Protocol):
-    """Writes tile images into a folder a slide. Never learns the final name.
+    """Writes tile images into a folder, or a file, a slide. Never learns the final name.
 
-    The store adds the slide's attributes to the folder, so that the next run knows it again.
+    The store adds the slide's attributes to a folder, so that the next run knows it again. A writer
+    of ``layout="file"`` keeps them itself: it has the methods but the first, too.
     """
 
     def open(self, path: Path, slide_id: str, attributes: Mapping[str, Any]) -> TileSink:
         """Begin one slide at a path that does not exist yet."""
+
+    def read_record(self, path: Path) -> Mapping[str, Any]:
+        """Give what `TileSink.record` was given, as a store gives attributes back.
+
+        Raises:
+            StoreError: If it is no such file, or is damaged.
+        """
+
+    def damage(self, path: Path, *, deep: bool) -> Iterable[str]:
+        """Say what is wrong with the images of a file, half a sentence each.
+
+        Args:
+            path: The file.
+            deep: Whether every image is read.
+
+        Raises:
+            StoreError: As `read_record` does.
+        """
 
 
 class Engine(Protocol):
@@ -470,4 +511,11 @@ class Layout(Protocol):
 
         Raises:
             LayoutError: If a file is not of this layout, or lacks what nobody told either.
+        """
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell by a few files whether a folder is of this layout, and of no other.
+
+        Optional: ``tiler=stored`` without ``tiler.layout`` asks those that have it. A layout whose
+        files name no level has an attribute ``any_level``, True.
         """

@@ -29,7 +29,7 @@ from microtome.errors import (
 )
 from microtome.plugin import aliases, hookspecs
 from microtome.plugin.aliases import listed
-from microtome.plugin.specs import SPECS, EncoderSpec, FileFormat, PluginSpec
+from microtome.plugin.specs import SPECS, BagEncoderSpec, EncoderSpec, FileFormat, PluginSpec
 
 GROUP = "microtome"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -169,7 +169,8 @@ class Registry:
     def meant(self, kind: str, name: str) -> str:
         """Say what other tools mean by the name of an encoder; empty if nothing."""
         specs = (e.spec for e in self._entries[kind].values())
-        found = aliases.meant(name, (s for s in specs if isinstance(s, EncoderSpec)))
+        known = (s for s in specs if isinstance(s, EncoderSpec | BagEncoderSpec))
+        found = aliases.meant(name, known)
         return f"By that name {aliases.told(found)}." if found else ""
 
     def load(self, kind: str, name: str) -> Callable[..., Any]:
@@ -205,7 +206,7 @@ class Registry:
             config: An instance of its ``config`` class; its defaults if None.
         """
         spec = self.find(kind, name).spec
-        fixed = spec.fixed if isinstance(spec, EncoderSpec) else {}
+        fixed = spec.fixed if isinstance(spec, EncoderSpec | BagEncoderSpec) else {}
         target = self.load(kind, name)
         with self.blame(kind, name, "made"):
             return target(configure(spec) if config is None else config, **fixed)

@@ -240,6 +240,8 @@ class EncoderSpec(PluginSpec):
         caution: A sentence for who knows the model from elsewhere, such as that a tool means
             another model by the same name.
         remote_code: Whether loading it runs code that its hub entry holds.
+        gives: What it can give besides the embedding: ``"tokens"``, ``"attention"``. Where the
+            configuration decides, the encoder's own attribute ``gives`` wins.
     """
 
     kind: ClassVar[str] = "encoder"
@@ -250,6 +252,7 @@ class EncoderSpec(PluginSpec):
     names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     caution: str = ""
     remote_code: bool = False
+    gives: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -267,6 +270,7 @@ class TileNeed:
         magnification: The nominal target.
         mpp: The physical target in µm per pixel, where the model was made for one.
         overlap: Whether tiles may overlap.
+        dtype: ``"float32"`` where features that were stored in half precision would not do.
     """
 
     encoder: str = ""
@@ -276,6 +280,7 @@ class TileNeed:
     magnification: float | None = None
     mpp: float | None = None
     overlap: bool = False
+    dtype: str = ""
 
     @property
     def key(self) -> str:
@@ -348,8 +353,7 @@ class WriterSpec(PluginSpec):
         consumes: ``"features"`` for a store of coordinates and features (`StoreWriter`),
             ``"pixels"`` for tile images (`TileWriter`).
         suffix: Of the final name, with the dot; empty for a plain folder.
-        layout: ``"file"`` or ``"directory"``: decides how the store publishes it. Tile images
-            are a directory.
+        layout: ``"file"`` or ``"directory"``: decides how the store publishes it.
         folder: The folder under the tiling's root that holds its outputs, one a slide.
         concurrent: Whether its `TileSink` takes tiles from several threads at once.
     """

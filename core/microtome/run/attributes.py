@@ -14,7 +14,9 @@ from typing import Any
 
 from microtome._version import __version__
 from microtome.run.budget import Threads
-from microtome.run.plan import PlannedEncoder, RunPlan
+from microtome.run.encoders import PlannedEncoder
+from microtome.run.models import PlannedModel
+from microtome.run.plan import RunPlan
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import SlideInfo, SlideRef, TileGeometry
 from microtome.store.identity import Identity
@@ -159,7 +161,7 @@ def feature_attributes(
         "dim": planned.card.dim,
         "card": asdict(planned.card),
         "precision": planned.precision,
-        "device": planned.device,
+        "device": ",".join(planned.devices),
         "batch_size": planned.batch_size,
         "torch_threads": threads.torch,
         "microtome_version": __version__,
@@ -169,6 +171,27 @@ def feature_attributes(
         "weights": dict(getattr(planned.encoder, "loaded_weights", {})),
         **({} if columns is None else {"columns": [asdict(column) for column in columns]}),
         **(file if spec.file_sha256 else {}),
+    }
+
+
+def embedding_attributes(planned: PlannedModel, identity: Identity) -> dict[str, Any]:
+    """Give the attributes of an embedding: its encoder's card, contract, identity, provenance."""
+    spec, card = planned.made.spec, planned.card
+    return {
+        "encoder": planned.name,
+        "encoder_name": planned.made.choice.name,
+        "plugin": spec.name,
+        "distribution": planned.registry.find(planned.kind, spec.name).distribution,
+        "contract": [dict(promise) for promise in planned.contract],
+        **({} if card is None else {"dim": card.dim, "card": asdict(card)}),
+        "precision": planned.precision,
+        "device": planned.device,
+        "microtome_version": __version__,
+        "provenance": dict(provenance()),
+        "identity": identity.digest,
+        "identity_fields": dict(identity.fields),
+        "weights": dict(getattr(planned.model, "loaded_weights", {})),
+        **({"plugin_sha256": spec.file_sha256} if spec.file_sha256 else {}),
     }
 
 

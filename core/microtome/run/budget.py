@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from microtome.run.plan import PlannedEncoder
+    from microtome.run.encoders import PlannedEncoder
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -41,7 +41,7 @@ class Threads:
 
     Attributes:
         workers: Threads that read, resample, filter, and write images.
-        torch: Threads of torch in the thread that encodes.
+        torch: Threads of torch in each thread that encodes.
     """
 
     workers: int
@@ -57,6 +57,7 @@ def share_threads(
     *,
     workers: int | None = None,
     torch: int | None = None,
+    replicas: int = 1,
 ) -> Threads:
     """Give the CPUs to what is the bottleneck.
 
@@ -68,16 +69,17 @@ def share_threads(
         encoders: Those of the run.
         workers: What the user asked for, which wins.
         torch: What the user asked for, which wins.
+        replicas: How many of a network compute at once, each with torch's threads.
 
     Returns:
-        A network on the CPU gets every CPU, and a few workers come on top: they are idle most of
-        the time, since what they read in a second keeps it busy for ten. Where the user says how
-        many it is to have, the workers get the rest. Without a network the workers get all, and
-        torch, which has little to do, one.
+        A network on the CPU gets every CPU, its replicas a share each, and a few workers come on
+        top: they are idle most of the time, since what they read in a second keeps it busy for
+        ten. Where the user says how many it is to have, the workers get the rest. Without a
+        network the workers get all, and torch, which has little to do, one.
     """
     if any(_is_heavy(encoder) for encoder in encoders):
-        rest = max(1, cpus // _MODEL_SHARE) if torch is None else max(1, cpus - torch)
-        return Threads(workers or rest, torch or cpus)
+        rest = cpus // _MODEL_SHARE if torch is None else cpus - torch * replicas
+        return Threads(workers or max(1, rest), torch or max(1, cpus // replicas))
     return Threads(workers or cpus, torch or 1)
 
 

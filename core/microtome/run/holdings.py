@@ -14,18 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import IdentityError, StoreError
+from microtome.plugin.protocols import StoredSlide
 from microtome.plugin.specs import WriterSpec
+from microtome.run.dense import list_undense, wanted_arrays
 from microtome.run.identities import (
     feature_identity,
     image_identity,
     refuse_difference,
     score_identity,
+    slide_identity,
 )
+from microtome.run.models import array_keys
 from microtome.run.plan import RunPlan
+from microtome.run.regions import list_ungrouped
 from microtome.run.writers import PlannedImages, PlannedStore
 from microtome.slide.types import SlideRef
+from microtome.store.arrays import array_names
 from microtome.store.atomic import restore
-from microtome.store.attributes import parse_fields, parse_json, read_folder_record
+from microtome.store.attributes import parse_fields, parse_json, read_images_record
 from microtome.store.identity import Identity, difference
 from microtome.store.quality import (
     REASON,
@@ -56,6 +62,9 @@ class StoreHolding:
         quality: What is there of inspectors, also of those that the run does not have.
         unscored: Names of the inspectors whose columns are to be added.
         relimited: Whether limits on columns that are there have changed.
+        ungrouped: Names of the feature sets to add by region.
+        unembedded: Names of the slide encoders whose arrays are to be added.
+        undense: Token grids and attention to add, as ``group/name``.
     """
 
     store: PlannedStore
@@ -69,6 +78,9 @@ class StoreHolding:
     unscored: tuple[str, ...] = ()
     relimited: bool = False
     bare: bool = False
+    ungrouped: tuple[str, ...] = ()
+    unembedded: tuple[str, ...] = ()
+    undense: tuple[str, ...] = ()
 
     @property
     def kept(self) -> bool:
@@ -78,12 +90,12 @@ class StoreHolding:
     @property
     def computed(self) -> bool:
         """Whether nothing is missing that takes pixels."""
-        return self.kept and not self.missing and not self.unscored
+        return self.kept and not (self.missing or self.unscored or self.undense)
 
     @property
     def complete(self) -> bool:
         """Whether there is nothing to write."""
-        return self.computed and not self.relimited
+        return self.computed and not (self.relimited or self.ungrouped or self.unembedded)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,9 +145,19 @@ class Holdings:
         return frozenset(name for holding in self.stores for name in holding.unscored)
 
     @property
+    def unembedded(self) -> frozenset[str]:
+        """Names of the slide encoders whose arrays some store lacks."""
+        return frozenset(name for holding in self.stores for name in holding.unembedded)
+
+    @property
     def missing(self) -> frozenset[str]:
         """Names of the feature sets that some store lacks."""
         return frozenset(name for holding in self.stores for name in holding.missing)
+
+    @property
+    def undense(self) -> frozenset[str]:
+        """Token grids and attention that some store lacks."""
+        return frozenset(key for holding in self.stores for key in holding.undense)
 
 
 def take_stock(plan: RunPlan, ref: SlideRef, slide_print: str, coords: Identity) -> Holdings:
@@ -176,6 +198,9 @@ def _hold(
             missing=tuple(wanted),
             replace=plan.config.force,
             unscored=tuple(inspector.name for inspector in plan.inspectors),
+            ungrouped=tuple(wanted) if plan.config.region_features else (),
+            undense=wanted_arrays(plan),
+            unembedded=tuple(each.name for each in plan.slide_encoders),
         )
     with store.writer.open_stored(path) as stored:
         _refuse_other_slide(path, stored.attributes, ref, slide_print)
@@ -205,12 +230,43 @@ def _hold(
             attributes=dict(stored.attributes),
             quality=quality,
             unscored=unscored,
+            unembedded=_list_unembedded(plan, path, stored, coords),
             relimited=any(
                 quality[each.name].limits != each.limits
                 for each in plan.inspectors
                 if each.name in quality
             ),
+            ungrouped=list_ungrouped(plan, stored, path, wanted),
+            undense=list_undense(plan, stored, path, wanted),
         )
+
+
+def _list_unembedded(
+    plan: RunPlan, path: Path, stored: StoredSlide, coords: Identity
+) -> tuple[str, ...]:
+    """Name the slide encoders whose arrays are not there, after seeing that those there are theirs.
+
+    Raises:
+        IdentityError: If one that is there was made by another configuration.
+    """
+    if not len(stored.coords):
+        return ()  # no tiles, no embedding
+    there = array_names(stored)
+    for each in plan.slide_encoders:
+        wanted = slide_identity(plan, each, coords)
+        for key in (k for k in there if k.startswith("slide_") and k.endswith(f"/{each.name}")):
+            refuse_difference(
+                f"{key} in {path}",
+                stored.array_attributes(key),
+                wanted,
+                apart="a slide encoder key (+slide_encoder@slide_encoder.KEY=NAME)",
+            )
+    latents = plan.config.latents
+    return tuple(
+        each.name
+        for each in plan.slide_encoders
+        if not set(array_keys(each, latents=latents)) <= set(there)
+    )
 
 
 def list_unscored(
@@ -263,7 +319,7 @@ def _image_record(
     restore(path)
     if not path.exists() or plan.config.force:
         return None
-    record = read_folder_record(path) or {}
+    record = read_images_record(path, image.spec, image.writer)
     _refuse_other_slide(path, record, ref, slide_print)
     wanted = image_identity(image, coords)
     refuse_difference(str(path), record, wanted, apart="a tiler.name")
@@ -301,5 +357,5 @@ def _what_is_there(plan: RunPlan, spec: WriterSpec, path: Path) -> tuple[object,
     if spec.consumes == "features":
         with plan.registry.create("writer", spec.name).open_stored(path) as stored:
             return stored.attributes.get("identity"), set(stored.feature_names())
-    record = read_folder_record(path) or {}
+    record = read_images_record(path, spec, plan.registry.create("writer", spec.name))
     return parse_fields(record).get("coords_identity"), set()

@@ -13,7 +13,9 @@ from typing import Any
 
 from microtome.errors import IdentityError, MicrotomeError
 from microtome.run.attributes import RESAMPLE_VERSION
-from microtome.run.plan import PlannedEncoder, RunPlan
+from microtome.run.encoders import PlannedEncoder
+from microtome.run.models import PlannedModel
+from microtome.run.plan import RunPlan
 from microtome.run.quality import PlannedInspector
 from microtome.run.settings import FilterSettings, TissueSettings
 from microtome.run.writers import PlannedImages
@@ -30,6 +32,10 @@ from microtome.store.identity import (
 
 VERSIONS = {"view": 1, "cleaning": 1, "filter": 1, "resample": RESAMPLE_VERSION}
 """Of the core's own steps, part of every identity that they touch: raised when results change."""
+
+
+BAG_VERSION = 1
+"""Of how tiles become a bag, part of the identity of every embedding of a slide."""
 
 
 def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Identity:
@@ -93,6 +99,36 @@ def feature_identity(plan: RunPlan, encoder: PlannedEncoder, coords: Identity) -
     return make_identity("features", fields)
 
 
+def slide_identity(plan: RunPlan, planned: PlannedModel, coords: Identity) -> Identity:
+    """Identify what a slide encoder makes of a slide: by its contract, too."""
+    return embedding_identity(planned, _read(plan, planned, coords))
+
+
+def embedding_identity(planned: PlannedModel, features: Mapping[str, str]) -> Identity:
+    """Identify what a slide encoder makes of features.
+
+    Args:
+        planned: The encoder.
+        features: Their identities, by the key that it knows them by.
+    """
+    fields = {
+        "features": dict(features),
+        "slide_encoder": dict(planned.fields),
+        "contract": [dict(promise) for promise in planned.contract],
+        "versions": {"bag": BAG_VERSION},
+    }
+    return make_identity("slide_features", fields)
+
+
+def _read(plan: RunPlan, planned: PlannedModel, coords: Identity) -> dict[str, str]:
+    """Give the identities of the features that an encoder reads, by the key it knows them by."""
+    encoders = {encoder.name: encoder for encoder in plan.encoders}
+    return {
+        key: feature_identity(plan, encoders[name], coords).digest
+        for key, name in planned.reads.items()
+    }
+
+
 def image_identity(image: PlannedImages, coords: Identity) -> Identity:
     """Identify a slide's tile images."""
     fields = {
@@ -130,6 +166,15 @@ def asked_for(plan: RunPlan, ref: SlideRef) -> str:
         "writers": {writer.name: writer.fields for writer in plan.writers},
         "versions": VERSIONS,
     }
+    if plan.slide_encoders:
+        fields["slide_encoders"] = {
+            each.name: [each.fields, each.reads, config.latents, BAG_VERSION]
+            for each in plan.slide_encoders
+        }
+    if dense := {encoder.name: encoder.asked for encoder in plan.encoders if encoder.asked}:
+        fields["dense"] = {"dtype": config.dense_dtype, **dense}
+    if config.region_features:
+        fields["region_features"] = True
     if plan.inspectors:
         fields["quality"] = {"drop": config.quality.drop, "inspectors": _with_limits(plan)}
     if tiles := _upstream(plan, ref):

@@ -42,11 +42,15 @@ class SlideList:
         notes: What was left aside and why, a sentence each: other files of a folder, rows
             without a usable mpp.
         refused: Slides that share their id with another one.
+        patients: In the order in which manifests name them; empty where none does.
+        order: The sources of all slides, refused ones too, in the order in which they were named.
     """
 
     slides: tuple[SlideRef, ...]
     notes: tuple[str, ...]
     refused: tuple[Refused, ...] = ()
+    patients: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
 
 
 def find_slides(config: RunConfig, registry: Registry) -> SlideList:
@@ -66,14 +70,22 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
         InputError: If something named does not exist, nothing is found, or a table is faulty.
     """
     finder = _Finder(config, registry)
-    found = _merge(slide for word in config.slides for slide in finder.find(word))
+    found = _merge(finder.find_all(config.slides))
     if not found and not finder.refused:
         raise InputError(_nothing(config, finder.notes))
     notes = list(finder.notes)
     mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
     slides = [_slide(f, config, mpps.get(f.files.primary)) for f in found]
     apart, refused = tell_apart(slides, found, config.output)
-    return SlideList(apart, tuple(map(one_line, notes)), (*finder.refused, *refused))
+    patients = () if config.patient_id_map else tuple(dict.fromkeys(finder.patients))
+    _refuse_strangers(config, slides)
+    return SlideList(
+        apart,
+        tuple(map(one_line, notes)),
+        (*finder.refused, *refused),
+        patients,
+        tuple(dict.fromkeys(finder.order)),
+    )
 
 
 class _Finder:
@@ -82,6 +94,8 @@ class _Finder:
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.notes: list[str] = []
         self.refused: list[Refused] = []
+        self.patients: list[str] = []
+        self.order: list[str] = []
         specs = [entry.spec for entry in registry.entries("reader")]
         self.suffixes = {
             x for spec in specs if isinstance(spec, ReaderSpec) for x in spec.extensions
@@ -89,6 +103,13 @@ class _Finder:
         self._config = config
         self._registry = registry
         self._companions = Companions()
+
+    def find_all(self, words: Iterable[str]) -> Iterator[Found]:
+        """Find the slides that words name, and keep their order."""
+        for word in words:
+            for found in self.find(word):
+                self.order.append(found.url or str(found.files.primary))
+                yield found
 
     def find(self, word: str) -> Iterator[Found]:
         """Find the slides that one word names."""
@@ -115,9 +136,12 @@ class _Finder:
             raise InputError(describe_missing(path))
         if path.suffix.lower() in MANIFEST_SUFFIXES:
             for entry in read_manifest(path):
+                slide_id, extra = entry.slide_id or entry.path.stem, dict(entry.extra)
+                ref = SlideRef(path=entry.path, slide_id=slide_id, extra=extra)
+                self.patients += filter(None, [ref.patient_id])
                 if entry.problem:
-                    ref = SlideRef(path=entry.path, slide_id=entry.slide_id or entry.path.stem)
                     self.refused.append(Refused(ref, entry.problem))
+                    self.order.append(ref.source)
                     continue
                 if entry.url:
                     yield Found(SlideFiles(entry.path), Path("/"), entry, entry.url)
@@ -263,16 +287,32 @@ def _mpp_by_slide(
 def _slide(found: Found, config: RunConfig, mpp: tuple[float, str] | None) -> SlideRef:
     path, entry = found.files.primary, found.entry
     value, source = _mpp(entry, mpp, config.mpp)
+    slide_id = slide_id_of(found, config.slide_id)
     return SlideRef(
         path=path,
-        slide_id=slide_id_of(found, config.slide_id),
+        slide_id=slide_id,
         mpp=value,
         mpp_source=source,
         mask_path=entry.mask_path if entry else None,
         companions=found.files.companions,
-        extra=dict(entry.extra) if entry else {},
+        extra=(dict(entry.extra) if entry else {}) | _patient_of(slide_id, config),
         source=found.url,
     )
+
+
+def _patient_of(slide_id: str, config: RunConfig) -> dict[str, str]:
+    """Give what a run's map says of a slide, which wins over a manifest."""
+    found = config.patient_id_map.get(slide_id)
+    return {} if found is None else {"patient_id": found}
+
+
+def _refuse_strangers(config: RunConfig, slides: Iterable[SlideRef]) -> None:
+    strangers = sorted(config.patient_id_map.keys() - {slide.slide_id for slide in slides})
+    if strangers:
+        raise InputError(
+            f"patient_id_map names {', '.join(map(repr, strangers[:3]))}, and no slide of this run "
+            "has that id."
+        )
 
 
 def _mpp(

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from microtome.errors import StoreError
+from microtome.run.models import array_keys
 from microtome.run.plan import RunPlan
 from microtome.slide.types import SlideRef
+from microtome.store.arrays import array_names
 
 
 def load_needed(plan: RunPlan, slides: Sequence[SlideRef]) -> None:
@@ -22,11 +24,28 @@ def load_needed(plan: RunPlan, slides: Sequence[SlideRef]) -> None:
     if needs_encoders(plan, slides):
         for encoder in plan.encoders:
             encoder.ensure_loaded()
+    if any(lacks_embeddings(plan, ref.slide_id) for ref in slides):
+        for model in plan.slide_encoders:
+            model.ensure_loaded()
 
 
 def needs_encoders(plan: RunPlan, slides: Sequence[SlideRef]) -> bool:
     """Tell whether any slide has not all the features that a run asks for."""
     return bool(plan.encoders) and any(lacks_features(plan, ref.slide_id) for ref in slides)
+
+
+def lacks_embeddings(plan: RunPlan, slide_id: str) -> bool:
+    """Tell whether a slide has not all the embeddings that a run asks for."""
+    latents = plan.config.latents
+    wanted = {key for each in plan.slide_encoders for key in array_keys(each, latents=latents)}
+    for store in plan.stores if wanted else ():
+        path = plan.layout.slide(store.spec, slide_id)
+        if plan.config.force or not path.exists():
+            return True
+        with suppress(StoreError), store.writer.open_stored(path) as stored:
+            if len(stored.coords) and wanted - set(array_names(stored)):
+                return True
+    return False
 
 
 def lacks_features(plan: RunPlan, slide_id: str) -> bool:

@@ -30,6 +30,7 @@ from microtome.run.production import Production
 from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
 from microtome.run.summary import rounded
+from microtome.run.target import check_regions
 from microtome.run.tissue import TissueFiles, find_tissue
 from microtome.slide.clock import accounted
 from microtome.slide.opening import OpenedSlide, open_slide
@@ -168,6 +169,7 @@ class SlideWork:
             return
         with self.timed("coords"):
             grid = slide.place_tiles(self.plan.tiler, mask)
+            check_regions(self.plan.config, grid.region_tiles)
             identity = coords_identity(self.plan, tissue, self.ref)
             self.identities["coords"] = identity.digest
             self.identities |= {
@@ -198,7 +200,8 @@ class SlideWork:
                 told = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
                 self.warnings.append(f"all of its {len(grid)} tiles were left out: {told}")
         self.tiles = len(coords)
-        self._overlays(slide, mask, replace(grid, coords=coords, columns={}))
+        whole = len(coords) == len(grid)
+        self._overlays(slide, mask, grid if whole else replace(grid, coords=coords, columns={}))
 
     @property
     def is_own(self) -> bool:
@@ -359,8 +362,10 @@ def _why_empty(slide: OpenedSlide, mask: TissueMask, grid: TileGrid) -> str:
     """Say why a slide has no tile."""
     if not mask.array.any():
         return "no tissue was found"
+    tiles = grid.region_tiles or 1
+    place = "region" if grid.region_tiles else "tile"
     width, height = grid.geometry.size_level0
-    if width > slide.info.width or height > slide.info.height:
+    if width * tiles > slide.info.width or height * tiles > slide.info.height:
         way_out = "; tiler.edge=pad fills it up" if grid.geometry.edge == "drop" else ""
-        return f"the slide is smaller than one tile{way_out}"
-    return f"no tile holds enough tissue, which is {mask.fraction:.2%} of the slide"
+        return f"the slide is smaller than one {place}{way_out}"
+    return f"no {place} holds enough tissue, which is {mask.fraction:.2%} of the slide"

@@ -1,9 +1,9 @@
 """The one pass over a slide's pixels: every filter, encoder and image writer in it at once.
 
 Worker threads read a part of a batch, resample it, filter it, and do for it whatever may be done by
-several threads at once. The calling thread takes whole batches to the encoders that want one thread
-to themselves: networks. Everything is written by its place in the grid, so the order of reading
-shows nowhere.
+several threads at once. Whole batches go to the encoders that want one thread to themselves,
+networks: from the calling thread, or from one for each of several devices. Everything is written by
+its place in the grid, so the order of reading shows nowhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,10 @@ from microtome.plugin.protocols import EncoderOutput, Reader, TileSink
 from microtome.plugin.specs import Transform
 from microtome.run.batches import Allocate, Batch, BatchReader, fresh
 from microtome.run.budget import ONE_EACH, Threads, hold_pools
-from microtome.run.plan import PlannedEncoder
+from microtome.run.encoders import PlannedEncoder
+from microtome.run.outputs import check_dense
 from microtome.run.quality import Inspection
+from microtome.run.replicas import Lanes
 from microtome.run.settings import FilterSettings
 from microtome.slide.batch import TileBatch, prepare_tiles, prepared_size, tile_geometry
 from microtome.slide.clock import timed
@@ -38,10 +42,10 @@ from microtome.store.quality import bit_names, count_reasons
 _MOST_AT_ONCE = 512
 """Tiles read at once for the sake of encoders whose batch sizes do not divide each other."""
 
-_IN_FLIGHT = 1
-"""Batches that a device may still be computing while the next one is given to it."""
+Scratches = Mapping[str, FeatureScratch]
+"""What takes an encoder's outputs, by their names in an `EncoderOutput`."""
 
-Encoding = tuple[PlannedEncoder, FeatureScratch]
+Encoding = tuple[PlannedEncoder, Scratches]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ class PixelPass:
     Attributes:
         filter: The content filter.
         inspection: The inspectors, and what they find.
-        encoders: Loaded encoders, with the scratch that takes their features.
+        encoders: Loaded encoders, with what takes their outputs.
         sinks: Takers of tile images.
         batch_size: Tiles read at once.
         threads: The CPUs' shares.
@@ -112,6 +116,8 @@ class PixelPass:
     def __post_init__(self) -> None:
         self._by_workers = [e for e in self.encoders if e[0].spec.concurrent]
         self._by_one = [e for e in self.encoders if not e[0].spec.concurrent]
+        self._here = [e for e in self._by_one if not e[0].replicas]
+        self._on_lanes = [e for e in self._by_one if e[0].replicas]
         self._coords = np.empty((0, 5), np.int32)
         self._marks = np.empty(0, np.uint8)
 
@@ -143,9 +149,13 @@ class PixelPass:
         self.keep = np.ones(len(grid), np.bool_)
         self.has_background = np.zeros(len(grid), np.bool_)
         batches = self._batches(reader, grid)
-        with hold_pools(self.threads), ThreadPoolExecutor(1, "microtome-writer") as writer:
+        with (
+            hold_pools(self.threads),
+            ThreadPoolExecutor(1, "microtome-writer") as writer,
+            self._lanes() as lanes,
+        ):
             writing: list[Future[None]] = []
-            flying: deque[tuple[Batch, list[_Encoding]]] = deque()
+            flying: deque[tuple[Batch, Iterator[_Encoding]]] = deque()
             try:
                 with closing(batches.read()) as read:
                     for batch in read:
@@ -156,8 +166,8 @@ class PixelPass:
                             if not sink.concurrent
                         ]
                         writing += batch.in_use
-                        flying.append((batch, list(self._encode(chosen))))
-                        if len(flying) > _IN_FLIGHT:
+                        flying.append((batch, self._encode(chosen, lanes)))
+                        if len(flying) > lanes.in_flight:
                             self._land(batches, *flying.popleft())
                     while flying:
                         self._land(batches, *flying.popleft())
@@ -217,14 +227,36 @@ class PixelPass:
             keep[keep] = self.inspection.look(rows[keep], pixels[keep])
         return keep
 
-    def _encode(self, batch: Batch) -> Iterator[_Encoding]:
-        """Give a batch to the encoders that want one thread to themselves."""
-        if len(batch):
-            tiles = TileBatch(batch.pixels, self._coords[batch.rows], batch.prepared)
-            for encoder, scratch in self._by_one:
-                yield from _begin(encoder, scratch, batch.rows, tiles)
+    def _lanes(self) -> Lanes:
+        """Open a thread for each of several devices."""
+        devices = self._on_lanes[0][0].devices if self._on_lanes else ()
+        return Lanes(devices, self.threads.torch)
 
-    def _land(self, batches: BatchReader, batch: Batch, encodings: Sequence[_Encoding]) -> None:
+    def _encode(self, batch: Batch, lanes: Lanes) -> Iterator[_Encoding]:
+        """Give a batch to the encoders that want one thread to themselves, and to one lane.
+
+        Returns:
+            What they were given; it comes once the lane has begun with its part.
+        """
+        if not len(batch):
+            return iter(())
+        begin_there = partial(self._begin_all, self._on_lanes, batch)
+        there = [lanes.submit(begin_there)] if self._on_lanes else []
+        here = self._begin_all(self._here, batch)
+        return chain(here, (begun for later in there for begun in later.result()))
+
+    def _begin_all(
+        self, encodings: Sequence[Encoding], batch: Batch, at: int = 0
+    ) -> list[_Encoding]:
+        """Let encoders begin with a batch, which only this thread prepares for them."""
+        tiles = TileBatch(batch.pixels, self._coords[batch.rows], batch.prepared)
+        return [
+            begun
+            for encoder, scratches in encodings
+            for begun in _begin(encoder, scratches, batch.rows, tiles, at=at)
+        ]
+
+    def _land(self, batches: BatchReader, batch: Batch, encodings: Iterator[_Encoding]) -> None:
         """Finish with a batch once its encodings are there."""
         for encoding in encodings:
             encoding.land()
@@ -240,41 +272,47 @@ class _Encoding:
 
     Attributes:
         encoder: Which.
-        scratch: Takes the features.
+        scratches: Take its outputs.
         rows: Of the grid.
         output: Waits for the encoder and gives its output.
     """
 
     encoder: PlannedEncoder
-    scratch: FeatureScratch
+    scratches: Scratches
     rows: NDArray[np.int64]
     output: Callable[[], EncoderOutput]
 
     def land(self) -> None:
-        """Wait, check and keep the features."""
+        """Wait, check and keep the outputs."""
         with timed("encode"):
-            embedding = _checked(self.encoder, self.output(), len(self.rows))
+            output = _checked(self.encoder, self.output(), len(self.rows))
         with timed("write"):
-            self.scratch.write(self.rows, embedding)
+            for name, scratch in self.scratches.items():
+                scratch.write(self.rows, getattr(output, name))
 
 
 def _begin(
-    encoder: PlannedEncoder, scratch: FeatureScratch, rows: NDArray[np.int64], tiles: TileBatch
+    encoder: PlannedEncoder,
+    scratches: Scratches,
+    rows: NDArray[np.int64],
+    tiles: TileBatch,
+    *,
+    at: int = 0,
 ) -> Iterator[_Encoding]:
-    """Give tiles to an encoder, as many at once as it is to have."""
+    """Give tiles to an encoder, on one of its devices, as many at once as it is to have."""
     start = 0
     for part in tiles.split(encoder.batch_size):
         with timed("encode"):
-            output = encoder.begin(part)
-        yield _Encoding(encoder, scratch, rows[start : start + len(part)], output)
+            output = encoder.begin(part, at=at)
+        yield _Encoding(encoder, scratches, rows[start : start + len(part)], output)
         start += len(part)
 
 
-def encode(planned: PlannedEncoder, batch: TileBatch) -> NDArray[np.floating]:
+def encode(planned: PlannedEncoder, batch: TileBatch) -> EncoderOutput:
     """Encode a batch and hold the encoder to its card.
 
     Returns:
-        (n, dim) floating point, finite.
+        Its embedding (n, dim), floating point, finite, and what else it was asked for.
 
     Raises:
         EncoderError: If the shape is not the card's or a value is not finite.
@@ -282,7 +320,7 @@ def encode(planned: PlannedEncoder, batch: TileBatch) -> NDArray[np.floating]:
     return _checked(planned, planned.begin(batch)(), len(batch))
 
 
-def _checked(planned: PlannedEncoder, output: EncoderOutput, count: int) -> NDArray[np.floating]:
+def _checked(planned: PlannedEncoder, output: EncoderOutput, count: int) -> EncoderOutput:
     embedding = output.embedding
     expected = (count, planned.card.dim)
     if embedding.shape != expected:
@@ -295,7 +333,8 @@ def _checked(planned: PlannedEncoder, output: EncoderOutput, count: int) -> NDAr
             f"{planned.name} gave values that are not finite with precision {planned.precision}; "
             f"try encoder.{planned.name}.precision=fp32 or bf16."
         )
-    return embedding
+    check_dense(planned, output, count)
+    return output
 
 
 def iterate_tiles(

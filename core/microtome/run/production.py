@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +15,21 @@ from microtome.errors import ConfigError, StoreError
 from microtome.plugin.protocols import TileSink
 from microtome.run.attributes import feature_attributes, slide_attributes
 from microtome.run.budget import Threads
+from microtome.run.dense import (
+    dense_attributes,
+    dense_identity,
+    dense_keys,
+    dense_layout,
+    list_lacking,
+)
+from microtome.run.embedding import SlideStage
+from microtome.run.encoders import PlannedEncoder
 from microtome.run.holdings import DROPPED, Holdings, StoreHolding, list_unscored
 from microtome.run.identities import feature_identity, image_identity, score_identity
-from microtome.run.pixels import PixelPass, Sink
-from microtome.run.plan import PlannedEncoder
+from microtome.run.outputs import EMBEDDING, check_space
+from microtome.run.pixels import PixelPass, Scratches, Sink
 from microtome.run.quality import Inspection
+from microtome.run.regions import grouped_features, region_arrays, region_attributes
 from microtome.run.writers import PlannedImages
 from microtome.slide.clock import timed
 from microtome.slide.opening import OpenedSlide
@@ -76,14 +86,23 @@ class Production:
         """
         holdings, identity = self.holdings, self.identity
         self._refuse_too_many()
-        if holdings.computed and holdings.coords is not None:
-            content = SlideContent(coords=holdings.coords)
-            self._publish_all(content)
-            return content.coords
-        encoders = [e for e in self.work.plan.encoders if e.name in holdings.missing]
         attributes = slide_attributes(self.slide, self.grid.geometry, identity, len(self.grid))
+        attributes |= region_attributes(self.grid)
+        stage = SlideStage(
+            work=self.work, attributes=dict(attributes), identity=identity, holdings=holdings
+        )
+        if holdings.computed and holdings.coords is not None:
+            arrays = stage.run(holdings.coords, {})
+            self._publish_all(SlideContent(coords=holdings.coords, arrays=arrays))
+            return holdings.coords
+        stage.refuse_large(self.grid.coords)
+        encoders = [
+            encoder
+            for encoder in self.work.plan.encoders
+            if encoder.name in holdings.missing or list_lacking(encoder, holdings.undense)
+        ]
         with ExitStack() as stack:
-            scratches = [stack.enter_context(self._scratch(e, len(self.grid))) for e in encoders]
+            scratches = self._scratches(encoders, stack)
             inspection = self._inspection()
             _refuse_clash(self.grid.columns.keys() & inspection.columns)
             passed = PixelPass(
@@ -103,18 +122,22 @@ class Production:
                 advance=partial(self.work.reporter.advance, self.work.ref.slide_id),
             )
             content = self._content(passed, attributes)
-            features = {
-                encoder.name: FeatureSet(
-                    scratch.source(None if passed.keep.all() else np.flatnonzero(passed.keep)),
-                    self._attributes(encoder, passed.threads),
-                )
-                for encoder, scratch in passed.encoders
-            }
-            self._publish_all(replace(content, features=features))
+            self._embed(stage, self._with_outputs(content, passed))
             # What a sink's folder says of its tiles is known only now.
             attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
             attributes |= {DROPPED: passed.dropped} if passed.dropped else {}
         return content.coords
+
+    def _embed(self, stage: SlideStage, content: SlideContent) -> None:
+        """Add the slide's embeddings to what is published; without them if one fails."""
+        try:
+            arrays = stage.run(content.coords, content.features)
+        except Exception:
+            failed = self.work.stage
+            self._publish_all(content)  # features take hours: the next run goes on from them
+            self.work.stage = failed
+            raise
+        self._publish_all(replace(content, arrays={**content.arrays, **arrays}))
 
     def _inspection(self) -> Inspection:
         """Choose the inspectors that look: those that a store lacks, or all that decide."""
@@ -139,7 +162,7 @@ class Production:
                 passed.run(self.slide.reader, grid)
             self.work.tiles_per_second = round(len(grid) / max(self.work.seconds["tiles"], 1e-6), 1)
             for encoder, _ in passed.encoders:
-                self.work.warnings += getattr(encoder.encoder, "notes", ())
+                self.work.warnings += encoder.notes
             for each in passed.inspection.inspectors:
                 self.work.warnings += getattr(each.inspector, "notes", ())
             kept = passed.keep
@@ -159,11 +182,81 @@ class Production:
         self.work.identities[f"features/{encoder.name}"] = identity.digest
         return feature_attributes(encoder, self.work.plan, identity, threads=threads)
 
-    def _scratch(self, encoder: PlannedEncoder, rows: int) -> FeatureScratch:
-        config = self.work.plan.config
-        return FeatureScratch(
-            config.output, rows, config.feature_dtype, name=encoder.name, dim=encoder.card.dim
-        )
+    def _with_outputs(self, content: SlideContent, passed: PixelPass) -> SlideContent:
+        """Add what the pass kept of its encoders."""
+        rows = None if passed.keep.all() else np.flatnonzero(passed.keep)
+        features: dict[str, FeatureSet] = {}
+        arrays: dict[str, FeatureSet] = {}
+        for encoder, scratches in passed.encoders:
+            told = self._attributes(encoder, passed.threads)
+            for name, scratch in scratches.items():
+                source = scratch.source(rows)
+                if name == EMBEDDING:
+                    features[encoder.name] = FeatureSet(source, told)
+                else:
+                    dense = self._dense_attributes(encoder, name, source.shape, told)
+                    arrays[dense_keys(encoder)[name]] = FeatureSet(source, dense)
+        return replace(content, features=features, arrays=arrays)
+
+    def _dense_attributes(
+        self, encoder: PlannedEncoder, name: str, shape: tuple[int, ...], told: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Give the attributes of token grids or attention."""
+        features = feature_identity(self.work.plan, encoder, self.identity)
+        identity = dense_identity(name, self.work.plan, features)
+        self.work.identities[dense_keys(encoder)[name]] = identity.digest
+        height, width = shape[1:3] if name == "tokens" else shape[2:]
+        layout = dense_layout(self.grid.geometry, encoder.card.transform, (height, width))
+        return dense_attributes(name, shape, told, layout=layout) | identity.attributes()
+
+    def _scratches(self, encoders: Sequence[PlannedEncoder], stack: ExitStack) -> list[Scratches]:
+        """Open what takes the outputs of encoders, as far as some store lacks them.
+
+        Raises:
+            StoreError: If the disk has no room for token grids and attention.
+        """
+        config, missing = self.work.plan.config, self.holdings.missing
+
+        def open_scratch(dtype: str, **options: Any) -> FeatureScratch:
+            scratch = FeatureScratch(config.output, len(self.grid), dtype, **options)
+            return stack.enter_context(scratch)
+
+        shapes = self._dense_shapes(encoders)
+        opened: list[Scratches] = []
+        for encoder in encoders:
+            scratches: dict[str, FeatureScratch] = {}
+            if encoder.name in missing:
+                scratches[EMBEDDING] = open_scratch(
+                    config.feature_dtype, name=encoder.name, dim=encoder.card.dim
+                )
+            for name, key in dense_keys(encoder).items():
+                if key in shapes:
+                    scratches[name] = open_scratch(
+                        config.dense_dtype, name=key, dim=shapes[key], option="dense_dtype"
+                    )
+            opened.append(scratches)
+        return opened
+
+    def _dense_shapes(self, encoders: Sequence[PlannedEncoder]) -> dict[str, tuple[int, ...]]:
+        """Learn the shapes of what is lacking, and refuse what the disk has no room for."""
+        config, stores = self.work.plan.config, self.holdings.stores
+        shapes: dict[str, tuple[int, ...]] = {}
+        for encoder in encoders:
+            if lacking := list_lacking(encoder, self.holdings.undense):
+                with self.work.timed("tiles", len(self.grid)):
+                    encoder.ensure_loaded()
+                    found = encoder.find_shapes(self.grid.geometry.size)
+                shapes |= {dense_keys(encoder)[name]: found[name] for name in lacking}
+        if shapes:
+            config.output.mkdir(parents=True, exist_ok=True)
+            check_space(
+                config.output,
+                len(self.grid),
+                shapes,
+                dtype=config.dense_dtype,
+                copies=1 + sum(bool(holding.undense) for holding in stores),
+            )
+        return shapes
 
     @contextmanager
     def _sink(self, image: PlannedImages, attributes: Mapping[str, Any]) -> Iterator[TileSink]:
@@ -174,9 +267,14 @@ class Production:
             with wrap_errors(final):
                 sink = image.writer.open(path, self.work.ref.slide_id, attributes)
             yield sink
+            record = sealed({**attributes, **own})
+            in_file = image.spec.layout == "file"
             with wrap_errors(final):
+                if in_file:
+                    sink.record(record)
                 sink.close()
-            write_folder_record(path, sealed({**attributes, **own}))
+            if not in_file:
+                write_folder_record(path, record)
 
     def _publish_all(self, content: SlideContent) -> None:
         with self.work.timed("write"), timed("write"):
@@ -197,16 +295,23 @@ class Production:
             columns={**content.columns, **holding.columns},
             attributes={**content.attributes, "writer": holding.store.fields, **holding.attributes},
             features={name: content.features[name] for name in holding.missing},
+            arrays={
+                **region_arrays(self.grid, self.identity),
+                **_by_name(content.arrays, holding.unembedded),
+                **{key: content.arrays[key] for key in holding.undense},
+            },
         )
         whole = self._judged(whole, {**holding.quality, **self._scores()})
-        publish_slide(
-            holding.path,
-            holding.store.writer,
-            holding.store.spec,
-            whole,
-            force=holding.replace,
-            revise=None if holding.replace else partial(self._revise, holding, whole),
-        )
+        with grouped_features(self.grid, holding, content.features) as grouped:
+            whole = replace(whole, arrays={**whole.arrays, **grouped})
+            publish_slide(
+                holding.path,
+                holding.store.writer,
+                holding.store.spec,
+                whole,
+                force=holding.replace,
+                revise=None if holding.replace else partial(self._revise, holding, whole),
+            )
 
     def _revise(
         self, holding: StoreHolding, content: SlideContent, found: SlideContent | None
@@ -267,6 +372,11 @@ class Production:
                     f"{holding.path} keeps the limits of {others}, too: {error} Those of an "
                     "inspector that is there change when the run names it."
                 ) from error
+
+
+def _by_name(arrays: Mapping[str, FeatureSet], names: Collection[str]) -> Mapping[str, FeatureSet]:
+    """Give the arrays ``group/name`` of some names."""
+    return {key: array for key, array in arrays.items() if key.partition("/")[2] in names}
 
 
 def _refuse_clash(names: Set[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from microtome.errors import one_line
@@ -51,6 +53,9 @@ class Reporter(Protocol):
 
     def __exit__(self, *exc: object) -> None:
         """Stop reporting."""
+
+
+_ACTIVE: ContextVar[Reporter | None] = ContextVar("microtome_reporter", default=None)
 
 
 class SilentReporter:
@@ -194,7 +199,7 @@ class WatchingReporter(SilentReporter):
 
     def start(self, slides: int) -> None:
         """Remember how many slides there are, and when it was."""
-        self.slides, self._began, self.pace = slides, time.monotonic(), _Pace()
+        self.slides, self.done, self._began, self.pace = slides, 0, time.monotonic(), _Pace()
 
     def stage(self, slide_id: str, stage: str, tiles: int = 0) -> None:
         """Note it."""
@@ -331,8 +336,33 @@ class BarReporter(WatchingReporter):
         self.bars.stop()
 
 
+@contextmanager
+def activate_progress_reporter(reporter: Reporter) -> Iterator[Reporter]:
+    """Have every run within the block report to a reporter, unless it is given one of its own.
+
+    ::
+
+        with microtome.activate_progress_reporter(microtome.SilentReporter()):
+            model.embed_slides(slides)
+
+    Args:
+        reporter: Entered and left as a context manager by each run.
+    """
+    before = _ACTIVE.set(reporter)
+    try:
+        yield reporter
+    finally:
+        _ACTIVE.reset(before)
+
+
 def make_reporter() -> Reporter:
-    """Give bars if stderr is a terminal, lines if not."""
+    """Give the active reporter; else a display in a notebook, bars in a terminal, or lines."""
+    from microtome.run.notebook import NotebookReporter, in_notebook
+
+    if (active := _ACTIVE.get()) is not None:
+        return active
+    if in_notebook():
+        return NotebookReporter()
     return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 

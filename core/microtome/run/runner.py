@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +21,20 @@ from microtome.run.ids import Refused
 from microtome.run.inputs import SlideList, find_slides
 from microtome.run.job import Job
 from microtome.run.overlays import clashing
+from microtome.run.patient_stage import embed_patients
+from microtome.run.patients import find_patients
 from microtome.run.plan import RunPlan, make_plan
 from microtome.run.progress import Reporter, make_reporter
 from microtome.run.settings import RunConfig
 from microtome.run.signals import signals_interrupt
-from microtome.run.summary import RunResult, add_profiles, rounded, summarise
+from microtome.run.solve import solve
+from microtome.run.summary import (
+    RunResult,
+    add_profiles,
+    join_results,
+    rounded,
+    summarise,
+)
 from microtome.store.publish import sweep, write_json
 from microtome.store.status import FAILED, SlideStatus
 
@@ -48,10 +58,29 @@ def run(config: RunConfig) -> int:
         MicrotomeError: If the run cannot start.
         KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
     """
-    plan = make_plan(config, add_files(get_registry(), config.encoder_plugin))
-    result = run_plan(plan, make_reporter())
-    sys.stdout.write(summarise(plan, result))
-    return result.exit_code
+    registry = add_files(get_registry(), config.encoder_plugin)
+    reporter, results = make_reporter(), []
+    for plan in plan_passes(config, registry):
+        results.append(run_plan(plan, reporter))
+        sys.stdout.write(summarise(plan, results[-1]))
+    return join_results(results).exit_code
+
+
+def plan_passes(config: RunConfig, registry: Registry) -> list[RunPlan]:
+    """Resolve every pass that a run takes, so that all is refused before the first begins.
+
+    Several have a folder each below the run's own.
+
+    Raises:
+        MicrotomeError: As of `solve` and `make_plan`.
+    """
+    plans = [make_plan(each, registry) for each in solve(config, registry)]
+    if len(plans) < 2 or config.run_dir is None:
+        return plans
+    return [
+        replace(p, config=replace(p.config, run_dir=config.run_dir / p.layout.root.name))
+        for p in plans
+    ]
 
 
 def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
@@ -68,10 +97,11 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     """
     slides = find_slides(plan.config, plan.registry)
     slides = _refuse_clashes(plan, slides)
+    patients = find_patients(plan, slides)
     notes = [plan.first_line, *plan.notes, *_unused_masks(plan, slides), *slides.notes]
     result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
-    _sweep(plan, [ref.slide_id for ref in slides.slides])
+    _sweep(plan, [ref.slide_id for ref in slides.slides], [p.patient_id for p in patients])
     with reporter, signals_interrupt(), keep_memory(plan.encoders):
         for note in result.notes:
             reporter.note(note)
@@ -82,6 +112,8 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
                 result.statuses.append(status)
                 reporter.finished(status)
                 _notify(plan.registry, "slide_finished", reporter, status=status.record())
+            result.statuses = _in_order(result.statuses, slides)
+            result.patients += embed_patients(plan, patients, result.statuses, reporter)
         except KeyboardInterrupt as interrupt:
             result.exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
             raise
@@ -96,7 +128,7 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
                 result.profile = add_profiles(result.statuses)
             broken_off = result.exit_code != EXIT_DONE
             if not broken_off:
-                result.exit_code = _exit_code(result.counts)
+                result.exit_code = _exit_code(result.counts, result.patient_counts)
             record = _record(plan, slides, started) | _outcome(result)
             # Why it was broken off is told, not that this could not be written down.
             with suppress(StoreError) if broken_off else nullcontext():
@@ -133,7 +165,7 @@ def _refuse_clashes(plan: RunPlan, slides: SlideList) -> SlideList:
         if ref.slide_id in clashes
     )
     apart = tuple(ref for ref in slides.slides if ref.slide_id not in clashes)
-    return SlideList(apart, slides.notes, slides.refused + refused)
+    return replace(slides, slides=apart, refused=slides.refused + refused)
 
 
 def _unused_masks(plan: RunPlan, slides: SlideList) -> list[str]:
@@ -163,17 +195,25 @@ def _statuses(plan: RunPlan, slides: SlideList, reporter: Reporter) -> Iterator[
         yield from statuses
 
 
-def _exit_code(counts: Mapping[str, int]) -> int:
-    if counts.get("failed") or counts.get("quarantined"):
+def _in_order(statuses: Sequence[SlideStatus], slides: SlideList) -> list[SlideStatus]:
+    """Put the slides as they were named, whichever was finished first."""
+    place = {source: number for number, source in enumerate(slides.order)}
+    return sorted(statuses, key=lambda status: place.get(status.path, len(place)))
+
+
+def _exit_code(*counted: Mapping[str, int]) -> int:
+    states = {state for counts in counted for state, count in counts.items() if count}
+    if states & {"failed", "quarantined"}:
         return EXIT_FAILED_SLIDES
-    return EXIT_HELD_SLIDES if counts.get("held") else EXIT_DONE
+    return EXIT_HELD_SLIDES if "held" in states else EXIT_DONE
 
 
-def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
+def _sweep(plan: RunPlan, ids: Sequence[str], patient_ids: Sequence[str]) -> None:
     """Sweep every folder that this run writes into."""
     layout = plan.layout
-    for folder in {
-        path.parent
+    patients = [layout.patient(s.spec, name) for s in plan.stores for name in patient_ids]
+    slides = [
+        path
         for name in ids
         for path in (
             *(layout.slide(writer.spec, name) for writer in plan.writers),
@@ -182,7 +222,8 @@ def _sweep(plan: RunPlan, ids: Sequence[str]) -> None:
             layout.claim(name, ""),
             *(layout.visualization(name, kind) for kind in plan.config.visualize),
         )
-    }:
+    ]
+    for folder in {path.parent for path in (*slides, *patients)}:
         sweep(folder)
 
 
@@ -193,6 +234,12 @@ def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, An
         "config": dict(plan.config.resolved),
         "asked_for": plan.first_line,
         "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
+        **{
+            kind: {m.name: {"reads": dict(m.reads), **m.fields} for m in models}
+            for kind in ("slide_encoders", "patient_encoders")
+            if (models := getattr(plan, kind))
+        },
+        "derived": list(plan.config.derived),
         "segmenter": plan.segmenter_fields,
         "tiler": plan.tiler_fields,
         "slides": [{"slide_id": ref.slide_id, "path": ref.source} for ref in slides.slides],
@@ -209,6 +256,7 @@ def _outcome(result: RunResult) -> dict[str, Any]:
         **({"profile": rounded(result.profile)} if result.profile else {}),
         "exit_code": result.exit_code,
         **({"error": result.error} if result.error else {}),
+        **({"patients": [p.record() for p in result.patients]} if result.patients else {}),
         "failed": {
             status.slide_id: {"stage": status.stage, **(status.error or {})}
             for status in result.statuses

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +19,17 @@ from microtome.plugin.files import PluginFile
 TASKS = ("process", "coords", "tissue")
 """What a run can end with: features, coordinates, or the tissue mask."""
 
+PATIENT_FAILURES = ("leave_out", "fail")
+"""What a slide that failed means for its patient."""
+
 OVERLAYS = ("grid", "mask", "contours")
 """The overlays that ``visualize`` can name."""
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """The precisions that a model can run with."""
+
+DEFAULT_ENCODER = "handcrafted"
+"""The encoder of a run that says nothing of encoders."""
 
 DEFAULT_BATCH_SIZE = 32
 """Tiles: 6 MiB at 256 px; a CPU gains nothing from more."""
@@ -39,6 +45,18 @@ def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
 def _at_least_one(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{key}={value} must be at least 1.")
+
+
+def _check_tile_devices(devices: Sequence[str]) -> None:
+    told = f"tile_devices=[{','.join(devices)}]"
+    for device in devices:
+        if device == "auto" or not _DEVICE.fullmatch(device):
+            raise ConfigError(f"{told}: {device!r} is no device such as cuda:0, cuda:1 or cpu.")
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise ConfigError(
+            f"{told}: one kind of device does not compute quite what another does, so all tiles "
+            "of a slide go to one kind."
+        )
 
 
 def _within(key: str, value: float, most: float) -> None:
@@ -111,9 +129,13 @@ class EncoderChoice(ModelChoice):
     Attributes:
         batch_size: Tiles that the encoder is given at once; None for as many as its device has
             memory for.
+        tokens: Whether its token grid of every tile is kept, too.
+        attention: Whether its class token's attention over that grid is kept, too.
     """
 
     batch_size: int | None = DEFAULT_BATCH_SIZE
+    tokens: bool = False
+    attention: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +280,19 @@ class RunConfig:
             derived.
         patient_encoders: Any number of patient encoders.
         writers: Any number of writers.
+        device: Of the models that the run adds itself.
+        tile_devices: Devices of one kind, each of which has every encoder of torch and takes
+            batches of a slide's tiles in turn; each encoder's own device if empty.
+        precision: Of those.
+        latents: Whether the latents of slide encoders that have some are kept, too.
+        bag_memory_gb: GiB that a slide or patient encoder may take for one slide or patient; None
+            for what is free on its device.
+        patient_failures: One of `PATIENT_FAILURES`: whether a patient is embedded without a slide
+            that failed, or not at all.
+        patient_id_map: Patients by slide id, which win over the manifest's.
         feature_dtype: ``"float32"`` or ``"float16"``: of the stored features.
+        dense_dtype: Likewise, of stored token grids and attention.
+        region_features: Whether features are stored by region, too.
         visualize: Any of `OVERLAYS`.
         force: Whether finished work is done again.
         batch_size: Tiles read at once.
@@ -271,6 +305,7 @@ class RunConfig:
         staging: How slides are copied before they are opened.
         profile: Whether the time of the pass over the pixels is accounted for by stage.
         resolved: The composed configuration as plain values, for the run record.
+        derived: What was added to what the user said, and why, a sentence each.
     """
 
     slides: tuple[str, ...]
@@ -292,11 +327,20 @@ class RunConfig:
     filter: FilterSettings = FilterSettings()
     inspectors: tuple[Choice, ...] = ()
     quality: QualitySettings = QualitySettings()
-    encoders: tuple[EncoderChoice, ...] = (EncoderChoice(plugin="handcrafted"),)
+    encoders: tuple[EncoderChoice, ...] = (EncoderChoice(plugin=DEFAULT_ENCODER),)
     slide_encoders: tuple[SlideEncoderChoice, ...] = ()
     patient_encoders: tuple[PatientEncoderChoice, ...] = ()
     writers: tuple[Choice, ...] = (Choice(plugin="hdf5"),)
+    device: str = "auto"
+    tile_devices: tuple[str, ...] = ()
+    precision: str = "auto"
+    latents: bool = False
+    bag_memory_gb: float | None = None
+    patient_failures: str = "leave_out"
+    patient_id_map: Mapping[str, str] = field(default_factory=dict)
     feature_dtype: str = "float32"
+    dense_dtype: str = "float16"
+    region_features: bool = False
     visualize: tuple[str, ...] = ()
     force: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
@@ -308,14 +352,20 @@ class RunConfig:
     staging: StagingSettings = StagingSettings()
     profile: bool = False
     resolved: Mapping[str, Any] = field(default_factory=dict)
+    derived: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, TASKS)
         _one_of("formats", self.formats, ("wsi", "all"))
         _one_of("slide_id", self.slide_id, ("stem", "relpath"))
         _one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
+        _one_of("dense_dtype", self.dense_dtype, ("float32", "float16"))
+        _one_of("patient_failures", self.patient_failures, PATIENT_FAILURES)
+        if self.bag_memory_gb is not None and not 0 < self.bag_memory_gb < math.inf:
+            raise ConfigError(f"bag_memory_gb={self.bag_memory_gb:g} must be above 0.")
         for name in self.visualize:
             _one_of("visualize", name, OVERLAYS)
+        _check_tile_devices(self.tile_devices)
         _at_least_one("batch_size", self.batch_size)
         for name in ("threads", "reader_threads", "torch_threads"):
             if (count := getattr(self, name)) is not None:

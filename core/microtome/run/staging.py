@@ -20,7 +20,7 @@ from microtome._version import __version__
 from microtome.errors import MicrotomeError, SlideOpenError, StoreError
 from microtome.run.cache import Held, SlideCache, TooLargeError
 from microtome.run.identities import asked_for
-from microtome.run.loading import lacks_features
+from microtome.run.loading import lacks_embeddings, lacks_features
 from microtome.run.pipeline import fail_slide
 from microtome.run.plan import RunPlan
 from microtome.run.progress import FETCH, Reporter
@@ -351,5 +351,6 @@ def _finished_before(plan: RunPlan, ref: SlideRef) -> SlideStatus | None:
     if plan.config.force or before is None or before.state in FAILED:
         return None
     there = all((plan.config.output / path).exists() for path in before.outputs.values())
-    wanted = plan.config.task != "process" or not lacks_features(plan, ref.slide_id)
+    lacking = lacks_features(plan, ref.slide_id) or lacks_embeddings(plan, ref.slide_id)
+    wanted = plan.config.task != "process" or not lacking
     return before if there and wanted else None

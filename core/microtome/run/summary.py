@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from microtome.errors import one_line
 from microtome.run.plan import RunPlan
@@ -13,13 +14,18 @@ from microtome.run.progress import duration
 from microtome.slide.clock import STAGES
 from microtome.store.status import FAILED, SlideStatus
 
+if TYPE_CHECKING:
+    from microtome.run.patients import PatientStatus
+
 
 @dataclass(eq=False, kw_only=True)
 class RunResult:
     """What became of a run.
 
     Attributes:
-        statuses: One a slide, in the order of the run.
+        statuses: One a slide, in the order in which they were named, unless the run was broken
+            off; of a run of several passes, one for each.
+        patients: One a patient, in order of first appearance.
         notes: What the user was told on the way.
         seconds: Wall time.
         exit_code: 0 all done or empty, 1 broken off by an error, 3 failed slides, 4 slides that
@@ -30,6 +36,7 @@ class RunResult:
     """
 
     statuses: list[SlideStatus] = field(default_factory=list)
+    patients: list[PatientStatus] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     exit_code: int = 0
@@ -42,6 +49,31 @@ class RunResult:
         """Number of slides by state."""
         return dict(Counter(status.state for status in self.statuses))
 
+    @property
+    def patient_counts(self) -> dict[str, int]:
+        """Number of patients by state."""
+        return dict(Counter(status.state for status in self.patients))
+
+
+def join_results(results: Sequence[RunResult]) -> RunResult:
+    """Put the results of a run's passes together; its exit code is the worst of theirs."""
+    if len(results) == 1:
+        return results[0]
+    codes = [result.exit_code for result in results]
+    return RunResult(
+        statuses=[status for result in results for status in result.statuses],
+        patients=[status for result in results for status in result.patients],
+        notes=list(dict.fromkeys(note for result in results for note in result.notes)),
+        seconds=sum(result.seconds for result in results),
+        exit_code=next((code for code in _WORST if code in codes), 0),
+        error="; ".join(filter(None, (result.error for result in results))),
+        record=next((r.record for r in reversed(results) if r.record), None),
+        profile=dict(sum((Counter(result.profile) for result in results), Counter())),
+    )
+
+
+_WORST = (143, 130, 1, 3, 4)
+"""Exit codes, the worst first."""
 
 _TOLD = {"reasons": "with a reason against them", "dropped": "left out"}
 
@@ -59,6 +91,7 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
         lines.append(f"tissue: {plan.layout.tissue_folder}")
         if config.visualize:
             lines.append(f"overlays: {plan.layout.visualization_folder}")
+    lines += _patients(plan, result)
     for what in ("reasons", "dropped"):
         tiles: Counter[str] = Counter()
         for status in result.statuses:
@@ -73,6 +106,18 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
     lines += dict.fromkeys(failed)
     lines += _account(result)
     return "\n".join(lines) + "\n"
+
+
+def _patients(plan: RunPlan, result: RunResult) -> Iterator[str]:
+    """Say what became of patients, and where their embeddings are."""
+    if not result.patients:
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(result.patient_counts.items()))
+    total = len(result.patients)
+    yield f"{total} patient{'s' if total != 1 else ''}: {counts}"
+    if any(status.error is None for status in result.patients):
+        yield from (f"{s.name}: {plan.layout.patient(s.spec, '<patient>')}" for s in plan.stores)
+    yield from (str(status) for status in result.patients if status.error is not None)
 
 
 def _account(result: RunResult) -> Iterator[str]:

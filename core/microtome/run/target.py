@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import ConfigError
 from microtome.plugin.specs import EncoderCard
 from microtome.slide import DEFAULT_MAGNIFICATION, DEFAULT_SIZE
 from microtome.store.identity import SPEC_FIELDS
+
+if TYPE_CHECKING:
+    from microtome.run.settings import RunConfig
 
 _SAME_MPP = 0.05
 """Relative difference up to which a tiling's mpp is the one that a card recommends."""
@@ -43,6 +46,7 @@ def settle_target(options: Any, cards: Mapping[str, EncoderCard]) -> tuple[Any, 
     advice = [card for card in cards.values() if card.patch_size is not None]
     filled: dict[str, Any] = {}
     whose = "what the encoders' cards say" if advice else "the default"
+    options = _sized_by_region(options)
     if options.size is None:
         filled["size"] = _agreed([card.patch_size for card in advice])
     if options.magnification is None and options.mpp is None:
@@ -59,8 +63,42 @@ def settle_target(options: Any, cards: Mapping[str, EncoderCard]) -> tuple[Any, 
         filled["magnification"] = DEFAULT_MAGNIFICATION
     settled = replace(options, **filled)
     notes = [f"Tiles are {describe_target(vars(settled))}: {_filled_in(filled)} {whose}."]
-    misfits = [_misfit(name, card, settled) for name, card in cards.items()]
+    misfits = [misfit(name, card, settled) for name, card in cards.items()]
     return settled, [*(notes if filled else []), *filter(None, misfits)]
+
+
+def _sized_by_region(options: Any) -> Any:
+    """Take the size of tiles from that of a region, where the user said only this."""
+    side, tiles = (getattr(options, f"region_{what}", None) for what in ("size", "tiles"))
+    if options.size is not None or not side or not tiles or side % tiles:
+        return options
+    return replace(options, size=side // tiles)
+
+
+def check_regions(config: RunConfig, tiles: int | None) -> None:
+    """Refuse what does not go with regions of tiles, or without them.
+
+    Args:
+        config: The run's.
+        tiles: Along a region's side; None for tiles of no regions.
+
+    Raises:
+        ConfigError: If single tiles would be dropped, or features by region are wanted of none.
+    """
+    if tiles is None:
+        if config.region_features:
+            raise ConfigError(
+                "region_features=true stores features by region, and there are no regions: give "
+                "tiler.region_tiles=6 for 6 × 6 tiles."
+            )
+        return
+    dropping = {"filter.enabled": config.filter.enabled, "quality.drop": config.quality.drop}
+    for key in (key for key, drops in dropping.items() if drops):
+        raise ConfigError(
+            f"{key}=true drops single tiles, and tiler.region_tiles={tiles} keeps regions whole. "
+            "Judge regions by tiler.min_tissue; inspectors without quality.drop mark tiles in the "
+            "column reason."
+        )
 
 
 def target_fields(options: Any) -> dict[str, Any]:
@@ -76,9 +114,11 @@ def describe_target(fields: Mapping[str, Any]) -> str:
     """Name a tiling's size and resolution: ``256 px at 20x``."""
     if "size" not in fields:
         return f"tiles by {fields['plugin']}"
+    tiles = fields.get("region_tiles")
+    regions = f" in regions of {tiles} × {tiles}" if tiles else ""
     if fields.get("mpp") is not None:
-        return f"{fields['size']} px at {fields['mpp']:g} µm/px"
-    return f"{fields['size']} px at {fields['magnification']:g}x"
+        return f"{fields['size']} px at {fields['mpp']:g} µm/px{regions}"
+    return f"{fields['size']} px at {fields['magnification']:g}x{regions}"
 
 
 def name_tiling(fields: Mapping[str, Any]) -> str:
@@ -121,7 +161,7 @@ def _filled_in(filled: Mapping[str, Any]) -> str:
     return "the resolution is" if resolution else "the size is"
 
 
-def _misfit(name: str, card: EncoderCard, options: Any) -> str:
+def misfit(name: str, card: EncoderCard, options: Any) -> str:
     """Say that an encoder was made for other tiles; empty where it was not."""
     if card.patch_size in (None, options.size) and not _other_resolution(card, options):
         return ""

@@ -11,6 +11,7 @@ from microtome.plugin.protocols import StoreWriter, TileWriter
 from microtome.plugin.registry import Registry, configure
 from microtome.plugin.specs import WriterSpec
 from microtome.run.settings import RunConfig
+from microtome.store.arrays import keeps_arrays
 from microtome.store.identity import describe
 
 
@@ -88,8 +89,30 @@ def plan_writers(
             "Quality columns need a writer that keeps them: add one to writer=[…], or drop tiles "
             "by them with quality.drop=true."
         )
+    _refuse_lost_arrays(config, stores)
     _refuse_shared_paths([*stores, *images])
     return tuple(stores), tuple(images)
+
+
+def _refuse_lost_arrays(config: RunConfig, stores: Sequence[PlannedStore]) -> None:
+    """Refuse before any work what is neither features nor columns, where a writer keeps no more."""
+    asked = [f"slide_encoder={choice.name}" for choice in config.slide_encoders]
+    asked += [f"patient_encoder={choice.name}" for choice in config.patient_encoders]
+    asked += [
+        f"encoder.{choice.name}.{what}=true"
+        for choice in config.encoders
+        for what in ("tokens", "attention")
+        if getattr(choice, what)
+    ]
+    asked += ["region_features=true"] * config.region_features
+    regions = getattr(config.tiler.config, "region_tiles", None)
+    asked += [] if regions is None else [f"tiler.region_tiles={regions}"]
+    for store in stores if asked else ():
+        if not keeps_arrays(store.writer):
+            raise ConfigError(
+                f"writer={store.name} keeps no arrays beside features, and {', '.join(asked)} asks "
+                "for some. Use a writer that does, writer=hdf5 or writer=zarr, or leave that out."
+            )
 
 
 def _refuse_shared_paths(writers: Sequence[PlannedWriter]) -> None:

@@ -106,6 +106,14 @@ class GridConfig:
     resample: Resample = option(
         Resample.bilinear, help="bilinear is Pillow's antialiased filter, area the exact mean."
     )
+    region_tiles: int | None = option(
+        None,
+        help="Tiles along a region's side, 2 or more: tissue is judged by whole regions, and all "
+        "tiles of a region are kept.",
+    )
+    region_size: int | None = runtime(
+        None, help="A region's side in pixels at the target: size × region_tiles, as it is."
+    )
 
 
 @hookimpl

@@ -217,13 +217,18 @@ def _resized_size(shape: tuple[int, ...], transform: Transform) -> tuple[int, in
     return size, int(size * width / height)
 
 
+def crop_offset(side: int, crop: int) -> int:
+    """Say where a central crop begins along a side; below 0 for one that pads."""
+    return round((side - crop) / 2.0) if crop <= side else -((crop - side) // 2)
+
+
 def _centre_crop(tiles: NDArray[np.uint8], crop: int) -> NDArray[np.uint8]:
     """Crop the centre as torchvision does: black padding, ties of the offset to the even side."""
     pads = [max(crop - side, 0) for side in tiles.shape[1:3]]
     if any(pads):
         around = [(0, 0), *((pad // 2, (pad + 1) // 2) for pad in pads), (0, 0)]
         tiles = np.pad(tiles, around)
-    top, left = (round((side - crop) / 2.0) for side in tiles.shape[1:3])
+    top, left = (crop_offset(side, crop) for side in tiles.shape[1:3])
     return tiles[:, top : top + crop, left : left + crop]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError
+from microtome.slide.regions import find_regions
 from microtome.slide.tissue import mask_regions
 from microtome.slide.types import RGB, SlideView, TileGrid, TissueMask
 
@@ -13,6 +14,7 @@ KINDS = ("grid", "mask", "contours")
 """The overlays there are."""
 
 _GRID: RGB = (20, 90, 200)
+_REGION: RGB = (140, 20, 120)
 _TISSUE: RGB = (0, 160, 80)
 _HOLE: RGB = (220, 60, 30)
 _TINT = 0.4
@@ -24,7 +26,8 @@ def draw_overlay(
     """Draw one overlay.
 
     Args:
-        kind: One of `KINDS`: tile rectangles, the mask as a tint, or its outlines with holes.
+        kind: One of `KINDS`: outlines of tiles and regions, the mask as a tint, or its outlines
+            with holes.
         view: The picture to draw on; it is left as it is.
         mask: The tissue.
         grid: The tiles; needed for ``"grid"``.
@@ -47,10 +50,21 @@ def draw_overlay(
 
 
 def _draw_grid(view: SlideView, grid: TileGrid) -> NDArray[np.uint8]:
-    """Draw every tile's outline, as an exact count of pixels whatever the number of tiles."""
+    """Draw every tile's outline, and over them those of regions."""
+    image = view.image.copy()
+    sides = np.asarray(grid.geometry.size_level0)
+    image[_outlines(view, grid.coords, sides)] = _GRID
+    if tiles := grid.region_tiles:
+        image[_outlines(view, find_regions(grid).coords, sides * tiles)] = _REGION
+    return image
+
+
+def _outlines(
+    view: SlideView, coords: NDArray[np.int32], sides: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Find the outlines of squares, as an exact count of pixels whatever their number."""
     height, width = view.image.shape[:2]
-    corner = grid.coords[:, :2] / view.downsample
-    size = np.asarray(grid.geometry.size_level0) / view.downsample
+    corner, size = coords[:, :2] / view.downsample, sides / view.downsample
     first = np.floor(corner).astype(np.int64)
     # Outlines of neighbours share a line, or the tiles of a small view would be all outline.
     last = np.maximum(np.floor(corner + size).astype(np.int64), first)
@@ -66,9 +80,7 @@ def _draw_grid(view: SlideView, grid: TileGrid) -> NDArray[np.uint8]:
         np.add.at(lines, (y0, left), 1)
         np.add.at(lines, (y1 + 1, left), -1)
     covered |= np.cumsum(lines, axis=0)[:height, :width] > 0
-    image = view.image.copy()
-    image[covered] = _GRID
-    return image
+    return covered
 
 
 def _draw_mask(view: SlideView, mask: TissueMask) -> NDArray[np.uint8]:

@@ -236,12 +236,14 @@ class TileGrid:
         coords: (n, 5) int32 ``x, y, read_w, read_h, level``, sorted by (y, x), no duplicate.
         geometry: The size of every tile.
         columns: Per-tile values beside the coordinates, (n,) each: ``tissue_fraction`` float32
-            for one.
+            for one, and ``region`` int32 where tiles come in whole regions.
+        region_tiles: Tiles along the side of a region, where they do.
     """
 
     coords: NDArray[np.int32]
     geometry: TileGeometry
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=lambda: MappingProxyType({}))
+    region_tiles: int | None = None
 
     def __len__(self) -> int:
         """Count the tiles."""

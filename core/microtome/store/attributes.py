@@ -7,13 +7,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microtome.errors import StoreError
 from microtome.store.atomic import wrap_errors
 from microtome.store.identity import IDENTITY_FIELDS, make_identity
+
+if TYPE_CHECKING:
+    from microtome.plugin.protocols import TileWriter
+    from microtome.plugin.specs import WriterSpec
 
 FOLDER_RECORD = ".microtome.json"
 """In a folder of images: the attributes that a store would carry."""
@@ -87,6 +91,22 @@ def read_folder_record(folder: Path) -> dict[str, Any] | None:
             f"{FOLDER_RECORD} cannot be read. Move it away, or use force=true."
         ) from error
     return record
+
+
+def read_images_record(path: Path, spec: WriterSpec, writer: TileWriter) -> Mapping[str, Any]:
+    """Read the attributes of a slide's tile images; empty where there are none.
+
+    Args:
+        path: The folder, or the file.
+        spec: Of who wrote it.
+        writer: Who wrote it.
+
+    Raises:
+        StoreError: If something else is there.
+    """
+    if spec.layout == "directory":
+        return read_folder_record(path) or {}
+    return writer.read_record(path) if path.exists() else {}
 
 
 def _plain(value: Any) -> Any:

@@ -15,25 +15,24 @@ from numpy.typing import NDArray
 from microtome.errors import ConfigError, MicrotomeError, MissingDependencyError, StoreError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
+from microtome.store.array_checks import check_array, check_values, missing_arrays
+from microtome.store.arrays import PATIENT_FEATURES, array_names
 from microtome.store.attributes import (
     ATTRIBUTES_DIGEST,
-    FOLDER_RECORD,
     attributes_digest,
     parse_fields,
     parse_json,
-    read_folder_record,
+    read_images_record,
 )
 from microtome.store.damage import AGAIN, REDRAW, Wrong, image_damage, png_damage
+from microtome.store.features import StoredSource
 from microtome.store.identity import IDENTITY, IDENTITY_FIELDS, make_identity
 from microtome.store.masks import load_mask
 from microtome.store.passports import are_passports
 from microtome.store.quality import REASON, give_reasons, join_limits, parse_quality
 
 if TYPE_CHECKING:
-    from microtome.plugin.protocols import StoredSlide
-
-BLOCK_BYTES = 16 << 20
-"""Features that are in memory at a time."""
+    from microtome.plugin.protocols import StoredSlide, TileWriter
 
 PICTURE_NOTE = "microtome"
 """Text chunk of masks and overlays."""
@@ -101,9 +100,49 @@ class Checker:
             for name in stored.feature_names():
                 identity = expected.identities.get(f"features/{name}")
                 checks = self._features(path, stored, name, identity)
-                for wrong in self._reading(path, spec, checks):
-                    what = f"features/{name}: {wrong.what}" if wrong.remedy else wrong.what
-                    yield replace(wrong, what=what)
+                yield from self._each(path, spec, f"features/{name}", checks)
+            yield from self._arrays(path, spec, stored, expected)
+
+    def patient(self, path: Path, spec: WriterSpec) -> Iterator[Wrong]:
+        """Check what a writer wrote of one patient.
+
+        Args:
+            path: The final name.
+            spec: The writer.
+        """
+        yield from self._reading(path, spec, self._patient(path, spec))
+
+    def _patient(self, path: Path, spec: WriterSpec) -> Iterator[Wrong]:
+        with self.registry.create("writer", spec.name).open_stored(path) as stored:
+            yield from self._seal(path, stored.attributes, stored.columns)
+            yield from _identity(stored.attributes, None)
+            self._guarded(path, stored)
+            if not any(key.startswith(f"{PATIENT_FEATURES}/") for key in array_names(stored)):
+                yield Wrong(f"it holds no {PATIENT_FEATURES}", AGAIN)
+            yield from self._arrays(path, spec, stored, Expected())
+
+    def _arrays(
+        self, path: Path, spec: WriterSpec, stored: StoredSlide, expected: Expected
+    ) -> Iterator[Wrong]:
+        yield from missing_arrays(stored, expected.identities)
+        for key in array_names(stored):
+            checks = self._array(path, stored, key, expected.identities.get(key))
+            yield from self._each(path, spec, key, checks)
+
+    def _array(
+        self, path: Path, stored: StoredSlide, key: str, identity: str | None
+    ) -> Iterator[Wrong]:
+        attributes = stored.array_attributes(key)
+        yield from self._sealed_as(path, stored, attributes)
+        yield from _identity(attributes, identity)
+        yield from check_array(stored, key, deep=self.deep)
+
+    def _each(
+        self, path: Path, spec: WriterSpec, key: str, checks: Iterator[Wrong]
+    ) -> Iterator[Wrong]:
+        """Go through the checks of a set, and say which one it is."""
+        for wrong in self._reading(path, spec, checks):
+            yield replace(wrong, what=f"{key}: {wrong.what}" if wrong.remedy else wrong.what)
 
     def _slide(self, path: Path, stored: StoredSlide, expected: Expected) -> Iterator[Wrong]:
         coords, attributes = stored.coords, stored.attributes
@@ -125,6 +164,9 @@ class Checker:
         yield from _passports(stored)
         for name in sorted({*expected.encoders} - {*stored.feature_names()}):
             yield Wrong(f"features/{name} is missing, its slide's record names it", AGAIN)
+        self._guarded(path, stored)
+
+    def _guarded(self, path: Path, stored: StoredSlide) -> None:
         checksums = getattr(stored, "checksums", None)
         if checksums is not None and not all(checksums().values()):
             self.unguarded.add(path)
@@ -142,33 +184,43 @@ class Checker:
         if not np.issubdtype(dtype, np.floating):
             yield Wrong(f"it is of {dtype}, not of floating point")
             return
-        if ATTRIBUTES_DIGEST in stored.attributes and ATTRIBUTES_DIGEST not in attributes:
-            yield Wrong("its attributes are not all there")
-        yield from self._seal(path, attributes)
+        yield from self._sealed_as(path, stored, attributes)
         yield from _identity(attributes, identity)
         coords = parse_fields(attributes).get("coords")
         if coords != stored.attributes.get(IDENTITY):
             yield Wrong("it was made for other coordinates")
         if self.deep:
-            yield from _finite(stored, name, rows, max(1, BLOCK_BYTES // max(1, dim * 8)))
+            yield from check_values(StoredSource(stored, name))
 
     def _images(self, path: Path, spec: WriterSpec, expected: Expected) -> Iterator[Wrong]:
-        record = read_folder_record(path)
-        if record is None:
+        if not path.exists():
             return
+        writer: TileWriter = self.registry.create("writer", spec.name)
+        record = read_images_record(path, spec, writer)
         yield from self._seal(path, record)
         yield from _identity(record, expected.identities.get("coords"), "coords_identity")
         try:
             coords = np.asarray(json.loads(record["coords"]), np.int32).reshape(-1, 5)
         except (KeyError, ValueError, TypeError):
-            yield Wrong(f"{FOLDER_RECORD} does not say where its tiles lie")
+            yield Wrong("its record does not say where its tiles lie")
             return
         yield from _counts(len(coords), record, expected)
+        if spec.layout == "file":
+            yield from map(Wrong, writer.damage(path, deep=self.deep))
+            return
         files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
         yield from _places(files, coords)
         for file in files if self.deep else ():
             if wrong := image_damage(file):
                 yield Wrong(f"{file.name}: {wrong}")
+
+    def _sealed_as(
+        self, path: Path, stored: StoredSlide, attributes: Mapping[str, Any]
+    ) -> Iterator[Wrong]:
+        """Check the hash over a set's attributes, which is there if the slide has one."""
+        if ATTRIBUTES_DIGEST in stored.attributes and ATTRIBUTES_DIGEST not in attributes:
+            yield Wrong("its attributes are not all there")
+        yield from self._seal(path, attributes)
 
     def _seal(
         self, path: Path, attributes: Mapping[str, Any], columns: Iterable[str] = ()
@@ -302,20 +354,6 @@ def _counts(rows: int, attributes: Mapping[str, Any], expected: Expected) -> Ite
     if expected.tiles is not None and expected.tiles != rows:
         wanted = expected.tiles
         yield Wrong(f"coords has {rows} rows, its slide's record says {wanted} tiles", AGAIN)
-
-
-def _finite(stored: StoredSlide, name: str, rows: int, step: int) -> Iterator[Wrong]:
-    """Read all values, in blocks; the first that is not finite is told."""
-    for start in range(0, rows, step):
-        block = stored.features(name, slice(start, start + step))
-        if len(block) != min(step, rows - start):
-            yield Wrong(f"it gives {len(block)} rows from row {start}")
-            return
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if bad.size:
-            row = start + int(bad[0])
-            yield Wrong(f"it holds values that are not finite, the first in row {row}")
-            return
 
 
 def _places(files: list[Path], coords: NDArray[np.int32]) -> Iterator[Wrong]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -24,33 +25,42 @@ _Floats = NDArray[np.floating[Any]]
 class ArraySource:
     """A `FeatureSource` over an array in memory."""
 
-    def __init__(self, array: _Floats) -> None:
+    def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
 
-    def chunks(self, rows: int) -> Iterator[_Floats]:
-        """Give the matrix from the top, at most ``rows`` rows at a time."""
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Give the array from the top, at most ``rows`` rows at a time."""
         for start in range(0, self.shape[0], rows):
             yield self._array[start : start + rows]
 
 
 class StoredSource:
-    """A `FeatureSource` over a feature set that a store holds already."""
+    """A `FeatureSource` over a feature set or array that a store holds already."""
 
     def __init__(self, stored: StoredSlide, name: str) -> None:
-        self._stored, self._name = stored, name
-        self.shape: tuple[int, ...] = stored.feature_shape(name)
-        self.dtype: np.dtype[Any] = stored.features(name, slice(0, 0)).dtype
+        """Look at what is there, without reading it.
 
-    def chunks(self, rows: int) -> Iterator[_Floats]:
-        """Give the matrix from the top, at most ``rows`` rows at a time."""
+        Args:
+            stored: The slide.
+            name: Of a feature set, or ``group/name`` of an array.
+        """
+        is_array = "/" in name
+        self._name, self._read = name, stored.array if is_array else stored.features
+        self.shape: tuple[int, ...] = (
+            stored.array_shape(name) if is_array else stored.feature_shape(name)
+        )
+        self.dtype: np.dtype[Any] = self._read(name, slice(0, 0)).dtype
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Give the array from the top, at most ``rows`` rows at a time."""
         for start in range(0, self.shape[0], rows):
-            yield self._stored.features(self._name, slice(start, start + rows))
+            yield self._read(self._name, slice(start, start + rows))
 
 
 class FeatureScratch:
-    """Keeps one encoder's features on disk until the slide is whole.
+    """Keeps one encoder's features, or its token grids, on disk until the slide is whole.
 
     Rows arrive in any order, by plan index; those of tiles that a filter drops never arrive. They
     lie in the file as they arrived, so that a batch is one write. The file has no name, so that it
@@ -64,18 +74,22 @@ class FeatureScratch:
         dtype: DTypeLike,
         *,
         name: str = "features",
-        dim: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        option: str = "feature_dtype",
     ) -> None:
         """Open a scratch file.
 
         Args:
-            folder: Where it may take ``rows * dim * itemsize`` bytes; made if missing.
+            folder: Where it may take the bytes of all rows; made if missing.
             rows: Number of planned tiles.
             dtype: ``float32`` or ``float16``: what is stored.
             name: What error messages call it.
-            dim: Columns, or None to learn them from the first batch.
+            dim: Columns; the shape of a row that has more axes; or None to learn the columns from
+                the first batch.
+            option: Of the run, which says the dtype; for messages.
         """
-        self.name, self.rows, self.dim = name, rows, dim
+        self.name, self.rows, self._option = name, rows, option
+        self.row_shape = (dim,) if isinstance(dim, int) else dim
         self.dtype = np.dtype(dtype)
         self._place = np.full(rows, -1, np.int64)  # in the file, by plan index
         self._used = 0
@@ -90,7 +104,7 @@ class FeatureScratch:
 
         Args:
             rows: (n,) plan indices.
-            array: (n, dim) floating point.
+            array: (n, dim), or (n, …) for rows of more axes, floating point.
 
         Raises:
             EncoderError: If the shape does not fit, or a value is not finite, or not any more
@@ -140,7 +154,7 @@ class FeatureScratch:
 
     def read(self, indices: NDArray[np.int64]) -> _Floats:
         """Read rows by plan index."""
-        out = np.empty((indices.size, self.dim or 0), self.dtype)
+        out = np.empty((indices.size, *self.known_shape), self.dtype)
         if not out.size:
             return out
         places = self._place[indices]
@@ -150,20 +164,26 @@ class FeatureScratch:
         return out
 
     @property
+    def known_shape(self) -> tuple[int, ...]:
+        """Shape of a row; (0,) where no batch has told it."""
+        return (0,) if self.row_shape is None else self.row_shape
+
+    @property
     def _row_bytes(self) -> int:
-        return (self.dim or 0) * self.dtype.itemsize
+        return math.prod(self.known_shape) * self.dtype.itemsize
 
     def _check(self, rows: NDArray[np.int64], array: _Floats) -> None:
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        axes = 1 + len(self.known_shape)
+        if array.ndim != axes or not np.issubdtype(array.dtype, np.floating):
+            wanted = "(tiles, dim)" if axes == 2 else f"(tiles, {str(self.known_shape)[1:]}"
             raise EncoderError(
-                f"{self.name!r} gave {array.dtype} of shape {array.shape}; features are "
-                "floating point of shape (tiles, dim)."
+                f"{self.name!r} gave {array.dtype} of shape {array.shape}; "
+                f"floating point of shape {wanted} was expected."
             )
-        self.dim = array.shape[1] if self.dim is None else self.dim
-        if array.shape[1] != self.dim:
-            raise EncoderError(
-                f"{self.name!r} gave {array.shape[1]} columns where {self.dim} were expected."
-            )
+        self.row_shape = array.shape[1:] if self.row_shape is None else self.row_shape
+        if array.shape[1:] != self.row_shape:
+            given, wanted = (" x ".join(map(str, s)) for s in (array.shape[1:], self.row_shape))
+            raise EncoderError(f"{self.name!r} gave {given} columns where {wanted} were expected.")
         if len(rows) != len(array):
             raise EncoderError(f"{self.name!r} gave {len(array)} rows for {len(rows)} tiles.")
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
@@ -177,7 +197,7 @@ class FeatureScratch:
             return f"{self.name!r} gave features that are not finite. Try another precision."
         return (
             f"{self.name!r} gave a feature of {np.abs(array).max():.4g}, too large for "
-            f"{self.dtype}. Use feature_dtype=float32."
+            f"{self.dtype}. Use {self._option}=float32."
         )
 
     def _write_at(self, data: memoryview, offset: int) -> None:
@@ -196,7 +216,7 @@ class FeatureScratch:
 class _ScratchSource:
     def __init__(self, scratch: FeatureScratch, keep: NDArray[np.int64]) -> None:
         self._scratch, self._keep = scratch, keep
-        self.shape: tuple[int, ...] = (int(keep.size), scratch.dim or 0)
+        self.shape: tuple[int, ...] = (int(keep.size), *scratch.known_shape)
         self.dtype = scratch.dtype
 
     def chunks(self, rows: int) -> Iterator[_Floats]:
@@ -204,7 +224,7 @@ class _ScratchSource:
             yield self._scratch.read(self._keep[start : start + rows])
 
 
-def blocks(source: FeatureSource, rows: int) -> Iterable[tuple[int, _Floats]]:
+def blocks(source: FeatureSource, rows: int) -> Iterable[tuple[int, NDArray[Any]]]:
     """Read a source in blocks of exactly ``rows`` rows, the last one shorter.
 
     For writers, whose chunks should each be written once and whole.
@@ -215,10 +235,10 @@ def blocks(source: FeatureSource, rows: int) -> Iterable[tuple[int, _Floats]]:
     Raises:
         StoreError: If the source gives other rows than its shape says.
     """
-    total, dim = source.shape
-    done, pending = 0, np.empty((0, dim), source.dtype)
+    total, *row = source.shape
+    done, pending = 0, np.empty((0, *row), source.dtype)
     for chunk in source.chunks(rows):
-        if chunk.ndim != 2 or chunk.shape[1] != dim:
+        if chunk.shape[1:] != source.shape[1:]:
             raise StoreError(f"A source of {source.shape} features gave {chunk.shape}.")
         pending = chunk if not len(pending) else np.concatenate([pending, chunk])
         while len(pending) >= rows:

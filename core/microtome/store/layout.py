@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _SUFFIXES = {"grid": ".png", "mask": "_mask.png", "contours": "_contours.png"}
 _DIGEST_CHARS = 12
 
+PATIENTS = "patient_embeddings"
+"""Name of the folder of what is stored of patients."""
+
 
 class OutputLayout:
     """The folders of one output and tiling.
@@ -24,6 +27,7 @@ class OutputLayout:
         runs_folder: A folder for each run.
         status_folder: One record a slide.
         visualization_folder: Overlays.
+        patients_folder: One file a patient.
         claims_folder: Who works on which slide.
     """
 
@@ -43,11 +47,20 @@ class OutputLayout:
         self.runs_folder = output / "runs"
         self.status_folder = self.root / "status"
         self.visualization_folder = self.root / "visualization"
+        self.patients_folder = self.root / PATIENTS
         self.claims_folder = self.root / ".claims"
 
     def slide(self, spec: WriterSpec, slide_id: str) -> Path:
         """Give the final name of a writer's output for a slide."""
         return _place(self.root / spec.folder, slide_id, spec.suffix)
+
+    def patient(self, spec: WriterSpec, patient_id: str) -> Path:
+        """Give the final name of a writer's output for a patient.
+
+        Raises:
+            ConfigError: If the id leads out of the output.
+        """
+        return self.patients_folder / f"{_inside(patient_id, 'patient_id')}{spec.suffix}"
 
     def tissue(self, slide_id: str, digest: str, suffix: str = ".png") -> Path:
         """Give the name of a slide's mask, or with ``.geojson`` its regions.

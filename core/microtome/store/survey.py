@@ -13,7 +13,7 @@ from filelock import SoftFileLease
 from microtome.errors import InputError, StoreError
 from microtome.store.atomic import is_alive
 from microtome.store.claims import Attempt, Holder, find_holder, read_attempts
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import PATIENTS, OutputLayout
 from microtome.store.status import SlideStatus, read_status
 
 _LEASE, _ATTEMPTS, _RECORD = ".lease", ".attempts.json", ".json"
@@ -69,7 +69,7 @@ def find_tilings(output: Path, folders: Collection[str] = ()) -> list[OutputLayo
         InputError: If the folder is no output.
     """
     top = OutputLayout(output)
-    own = {"status", "visualization", "tissue", "runs", top.claims_folder.name}
+    own = {"status", "visualization", "tissue", "runs", PATIENTS, top.claims_folder.name}
     aside = own | {folder.partition("/")[0] for folder in folders}
     found = [OutputLayout(output, name) for name in _tiling_names(output, aside)]
     if not found and not any((output / name).is_dir() for name in sorted(aside)):

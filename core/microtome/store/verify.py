@@ -50,7 +50,8 @@ class Verification:
     """What was found.
 
     Attributes:
-        files: How many outputs and records were checked; a folder counts once.
+        files: How many outputs and records were checked, of slides and patients; a folder counts
+            once.
         slides: Slides with a record or an output, over all tilings.
         running: Slides that were left out since a worker has them.
         faults: What is wrong.
@@ -71,7 +72,7 @@ def verify_output(
     deep: bool = True,
     tell: Callable[[int, int], None] = lambda done, slides: None,
 ) -> Verification:
-    """Check an output: records, stores, images, masks, overlays, claims and leftovers.
+    """Check an output: records, stores, patients, images, masks, overlays, claims and leftovers.
 
     Nothing is changed. Of features a bounded part is in memory at a time. Slides that a worker has
     at the moment are left out.
@@ -114,6 +115,8 @@ class _Verifier:
             tell(done, len(slides))
             self._slide(layout, slide_id, paths)
         tell(len(slides), len(slides))
+        for layout in self._layouts:
+            self._patients(layout)
         self._tissue()
         self._runs()
         for folder in self._folders():
@@ -121,22 +124,16 @@ class _Verifier:
         self._note()
 
     def _outputs(self, layout: OutputLayout) -> Iterator[tuple[Path, str, WriterSpec]]:
-        """Find what writers wrote, whether a record tells of it or not."""
+        """Find what writers wrote of slides, whether a record tells of it or not."""
         for spec in self._writers:
-            top = layout.root / spec.folder
-            for folder, names, files in os.walk(top):
-                names[:] = sorted(name for name in names if not name.startswith("."))
-                here = Path(folder)
-                if not spec.suffix:
-                    if FOLDER_RECORD in files:
-                        yield here, here.relative_to(top).as_posix(), spec
-                    continue
-                of_kind = names if spec.layout == "directory" else files
-                for name in [n for n in of_kind if n.endswith(spec.suffix) and n[0] != "."]:
-                    path = here / name
-                    slide_id = path.relative_to(top).as_posix().removesuffix(spec.suffix)
-                    yield path, slide_id, spec
-                names[:] = [name for name in names if not name.endswith(spec.suffix)]
+            yield from _written(layout.root / spec.folder, spec)
+
+    def _patients(self, layout: OutputLayout) -> None:
+        """Check what writers wrote of patients."""
+        specs = [spec for spec in self._writers if spec.consumes == "features" and spec.suffix]
+        found = (each for spec in specs for each in _written(layout.patients_folder, spec))
+        for path, spec in {path: spec for path, _, spec in found}.items():
+            self._add(path, *self._checker.patient(path, spec))
 
     def _slide(self, layout: OutputLayout, slide_id: str, paths: dict[Path, WriterSpec]) -> None:
         """Check a slide; once more if it changed meanwhile, for then it was two things at once."""
@@ -246,6 +243,7 @@ class _Verifier:
         top = {self._top.tissue_folder, self._top.runs_folder}
         for layout in self._layouts:
             top |= {layout.status_folder, layout.visualization_folder, layout.claims_folder}
+            top.add(layout.patients_folder)
             top |= {layout.root / spec.folder for spec in self._writers}
         return top
 
@@ -289,6 +287,22 @@ class _Verifier:
             path=view.layout.relative(path),
             message=message,
         )
+
+
+def _written(top: Path, spec: WriterSpec) -> Iterator[tuple[Path, str, WriterSpec]]:
+    """Find what a writer wrote below a folder, each with the id that its name says."""
+    for folder, names, files in os.walk(top):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        here = Path(folder)
+        if not spec.suffix:
+            if FOLDER_RECORD in files:
+                yield here, here.relative_to(top).as_posix(), spec
+            continue
+        of_kind = names if spec.layout == "directory" else files
+        for name in [n for n in of_kind if n.endswith(spec.suffix) and n[0] != "."]:
+            path = here / name
+            yield path, path.relative_to(top).as_posix().removesuffix(spec.suffix), spec
+        names[:] = [name for name in names if not name.endswith(spec.suffix)]
 
 
 def _expected(view: SlideView, spec: WriterSpec) -> Expected:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from microtome.testing.bags import make_bag
 from microtome.testing.samples import make_info, make_mask, make_view, sample_mask
 from microtome.testing.synthetic import (
     MASK_DOWNSAMPLE,
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
         EngineContract,
         InspectorContract,
         LayoutContract,
+        PatientEncoderContract,
         ReaderContract,
         SegmenterContract,
+        SlideEncoderContract,
         TilerContract,
         TileWriterContract,
         WriterContract,
@@ -44,13 +47,16 @@ __all__ = [
     "EngineContract",
     "InspectorContract",
     "LayoutContract",
+    "PatientEncoderContract",
     "ReaderContract",
     "SegmenterContract",
+    "SlideEncoderContract",
     "SlideRecipe",
     "SyntheticSlide",
     "TileWriterContract",
     "TilerContract",
     "WriterContract",
+    "make_bag",
     "make_info",
     "make_mask",
     "make_plain_image",

@@ -27,12 +27,11 @@ class Statistics(Enum):
 
 
 @dataclass
-class WeightsConfig:
-    """Options of every encoder with weights.
+class SourceConfig:
+    """Options of every model with weights, of tiles or of slides.
 
     The place of the weights is a runtime field: what is part of an identity is what the encoder
     says of them (their file's SHA-256, a seed), so moving or pinning them makes nothing stale.
-    Compiling changes last bits, as another device does; it is on record beside the features.
     """
 
     weights: str = runtime(
@@ -44,6 +43,15 @@ class WeightsConfig:
         help="SHA-256 of the one pickle that may run code when it is loaded; its refusal says it.",
     )
     seed: int = option(0, help="Of weights=random.")
+
+
+@dataclass
+class WeightsConfig(SourceConfig):
+    """Options of every encoder of tiles with weights.
+
+    Compiling changes last bits, as another device does; it is on record beside the features.
+    """
+
     compile: bool = runtime(
         False,
         help="Whether torch.compile makes the model faster; it needs a minute and a compiler.",
@@ -124,4 +132,13 @@ class TiconConfig(HubConfig):
 
     tile_weights: str = runtime(
         "hub", help="'hub' to download H-optimus-1's weights, or a file of them."
+    )
+
+
+@dataclass
+class ConcatConfig:
+    """Options of the patient encoder that makes one slide of a patient's."""
+
+    slide_encoder: str = option(
+        "mean", help="The slide encoder that is given all tiles of a patient as those of one slide."
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from microtome.plugin.specs import EncoderCard, Transform
+from microtome.plugin.specs import EncoderCard, TileNeed, Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +48,31 @@ class Recipe:
     removed: tuple[str, ...] = ()
     pooling: str = ""
     needs: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """Files of another hub entry, data and no code, that a model's own code wants.
+
+    Attributes:
+        hub_id: The entry, as that code names it.
+        commit: The one that is taken, whichever the code asks for; empty for the model's own.
+        files: Their names.
+    """
+
+    hub_id: str
+    commit: str = ""
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideRecipe(Recipe):
+    """How a published model of whole slides becomes a slide encoder.
+
+    Attributes:
+        need: The tiles and features that it takes.
+        companions: What its code wants besides its own entry.
+    """
+
+    need: TileNeed
+    companions: tuple[Companion, ...] = ()

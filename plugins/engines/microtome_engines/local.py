@@ -66,9 +66,17 @@ class LocalEngine:
 
         Raises:
             MicrotomeError: If no worker can start, or an encoder's weights cannot be had.
+            ConfigError: If both slides and tiles of a slide are to be spread over GPUs.
         """
         if not job.slides:
             return
+        tile_devices = job.plan.config.tile_devices
+        if tile_devices and self._config.devices:
+            raise ConfigError(
+                f"engine.devices={self._config.devices} lets each worker see one GPU, and "
+                f"tile_devices=[{','.join(tile_devices)}] wants all of them in one: leave one of "
+                "the two out."
+            )
         with open_log(job.plan.config.run_dir) as log:
             driver = _Driver(self._config, job, log)
             try:

@@ -134,8 +134,11 @@ def _work(orders: Orders, pipe: Connection) -> None:
     driver = PipeReporter(pipe)
     with keep_memory(plan.encoders), open_log(plan.config.run_dir) as log:
         reporter = TeeReporter(driver, log)
-        for encoder in plan.encoders if orders.load else ():
-            encoder.ensure_loaded()
+        if orders.load:
+            for encoder in plan.encoders:
+                encoder.ensure_loaded()
+            for model in plan.slide_encoders:
+                model.ensure_loaded()
         pipe.send(("ready",))
         while (task := pipe.recv()) is not None:
             status = work_on(

@@ -57,8 +57,27 @@ class StoredConfig:
 
     name: str = runtime("", help="Folder of this tiling below the output.")
     folder: str = runtime(
-        "", help="Where finished slides lie, imported ones or another output's: OUTPUT/patches."
+        "",
+        help="Where the tiles lie: finished slides, imported ones or another output's, "
+        "OUTPUT/patches; or another tool's files, the folder that `microtome import` takes.",
     )
+    layout: str = runtime(
+        "auto",
+        help="Whose files these are: microtome, or the name of a layout, such as slide2vec; auto "
+        "to look at them.",
+    )
+    step_size: int | None = option(
+        None,
+        help="CLAM's --step_size where its tiles overlap, which its files do not say, in pixels "
+        "of the level.",
+    )
+
+
+@dataclass
+class ArchiveConfig:
+    """Options of the ``archive`` tiler."""
+
+    name: str = runtime("", help="Folder of this tiling below the output.")
 
 
 @hookimpl
@@ -67,8 +86,14 @@ def microtome_tilers() -> Iterator[TilerSpec]:
     yield TilerSpec(
         name="stored",
         target="microtome_layouts.stored:StoredTiler",
-        summary="The tiles of finished slides: imported ones, or those of another output",
+        summary="The tiles of finished slides, or of another tool's files",
         config=StoredConfig,
+    )
+    yield TilerSpec(
+        name="archive",
+        target="microtome_layouts.archived:ArchiveTiler",
+        summary="The tiles of a tile archive, as they are stored",
+        config=ArchiveConfig,
     )
 
 

@@ -24,12 +24,14 @@ from microtome.store.exchange import (
     make_geometry,
     read_note,
 )
+from microtome.store.identity import IDENTITY
 from microtome_layouts.common import Frame, feature_note, known_info, read_frame
 from microtome_layouts.hdf5 import (
     need,
     open_hdf5,
     points_of,
     read_features,
+    some_coords,
     write_features,
     write_values,
 )
@@ -59,6 +61,13 @@ class AtlaspatchLayout:
 
         path = f"patches/{slide.slide_id}.h5"
         yield LayoutFile(path=path, write=write, features=tuple(slide.features))
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        return any(
+            shape[1:] == (5,) and "patch_size_level0" in of_file and IDENTITY not in of_file
+            for shape, _, of_file in some_coords(folder / "patches", "*.h5")
+        )
 
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the slides in ``patches/``."""

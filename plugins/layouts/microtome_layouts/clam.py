@@ -21,7 +21,7 @@ from microtome.store.exchange import (
 )
 from microtome_layouts import ClamConfig, TorchFiles
 from microtome_layouts.common import Frame, extent_of, known_info, square, whole
-from microtome_layouts.hdf5 import need
+from microtome_layouts.hdf5 import need, some_coords
 from microtome_layouts.pairs import coords_writer, features_writer, find_slides, read_slide
 
 _PREFIX = "features_"
@@ -47,6 +47,13 @@ class ClamLayout:
             yield self._file(slide, encoder, "h5", features_writer(slide, encoder, attributes))
             if self._pt:
                 yield self._file(slide, encoder, "pt", _tensor_writer(slide, encoder))
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        return any(
+            "patch_level" in attributes
+            for _, attributes, _ in some_coords(folder / "patches", "*.h5")
+        )
 
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the slides with coordinates in ``patches/``."""

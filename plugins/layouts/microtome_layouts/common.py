@@ -25,6 +25,11 @@ from microtome.store.exchange import (
 )
 from microtome.store.publish import FeatureSet
 
+_SAME_MPP = 0.05
+"""By which tools differ on one slide's µm per pixel, as a share."""
+
+_BY_USER = ("override", "mpp_csv", "manifest")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -87,6 +92,7 @@ def read_frame(note: object, side: float, facts: SlideFacts, where: str) -> Fram
         return None
     info = read_info(attributes)
     same = check_size((info.width, info.height), facts, where)
+    check_mpp(info.resolution, facts, where)
     return Frame(geometry=geometry, info=same or info, source=str(info.path))
 
 
@@ -102,9 +108,34 @@ def known_info(
         where: For messages.
     """
     stated = resolution or Resolution()
+    check_mpp(stated, facts, where)
     if stated.mpp is None and facts.mpp is not None:
         stated = replace(stated, mpp_x=facts.mpp, mpp_y=facts.mpp, mpp_source="override")
     return check_size(size, facts, where) or make_info(size, stated)
+
+
+def effective_mpp(info: SlideInfo, geometry: TileGeometry) -> tuple[float, float] | None:
+    """Give the µm per pixel that tiles have on a slide; None where that of the slide is unknown."""
+    mpp, sides = (info.resolution.mpp_x, info.resolution.mpp_y), geometry.size_level0
+    if mpp[0] is None or mpp[1] is None:
+        return None
+    return mpp[0] * sides[0] / geometry.size, mpp[1] * sides[1] / geometry.size
+
+
+def check_mpp(stated: Resolution, facts: SlideFacts, where: str) -> None:
+    """See that a file is of the slide that is at hand by its µm per pixel, unless the user said it.
+
+    Raises:
+        LayoutError: If it is not.
+    """
+    if facts.info is None or facts.info.resolution.mpp_source in _BY_USER:
+        return
+    mpp, told = facts.info.resolution.mpp, stated.mpp
+    if mpp is not None and told is not None and abs(told / mpp - 1) > _SAME_MPP:
+        raise LayoutError(
+            f"{where} is of a slide of {told:.4g} µm per pixel; {facts.info.path} has {mpp:.4g}. "
+            "If it is this slide all the same, give it the right mpp."
+        )
 
 
 def check_size(size: tuple[int, int], facts: SlideFacts, where: str) -> SlideInfo | None:

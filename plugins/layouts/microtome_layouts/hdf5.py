@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 from microtome.errors import LayoutError
 from microtome.store.exchange import NOTE, read_note
 from microtome.store.publish import FeatureSet
+
+_LOOKED_AT = 8
+"""Files of a folder, to tell whose it is."""
 
 _ROWS = 4096
 """Written and read at a time."""
@@ -162,6 +166,21 @@ def read_features(path: Path, name: str, **more: Any) -> FeatureSet:
     with open_hdf5(path) as file:
         note = dataset_of(file, name).attrs.get(NOTE)
     return FeatureSet(Hdf5Source(path, name), more | read_note(note))
+
+
+def some_coords(
+    folder: Path, pattern: str
+) -> Iterator[tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]]:
+    """Look at a few files below a folder, as far as they can be read.
+
+    Yields:
+        Of each its coordinates' shape, their attributes and the file's.
+    """
+    files = (path for path in folder.rglob(pattern) if not path.name.startswith("."))
+    for path in islice(files, _LOOKED_AT):
+        with suppress(LayoutError), open_hdf5(path) as file:
+            dataset = dataset_of(file, "coords")
+            yield dataset.shape, attributes_of(dataset), attributes_of(file)
 
 
 def points_of(path: Path) -> tuple[NDArray[Any], dict[str, Any], dict[str, Any]]:

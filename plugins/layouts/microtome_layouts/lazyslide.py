@@ -67,6 +67,10 @@ class LazyslideLayout:
             layout="directory",
         )
 
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        return any(folder.glob(f"*{_SUFFIX}/shapes/{_TILES}"))
+
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the stores in a folder."""
         found = {}

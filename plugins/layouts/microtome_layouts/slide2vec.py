@@ -90,6 +90,11 @@ class Slide2vecLayout:
             ):
                 yield LayoutFile(path=name, write=write, features=(encoder,))
 
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        below = (folder / _TILES).glob(f"**/*{_SIDECAR}")
+        return any(True for found in (folder.glob(f"*{_SIDECAR}"), below) for _ in found)
+
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the slides whose sidecars lie in a folder or its ``tiles/``."""
         found = {}

@@ -30,6 +30,7 @@ from microtome_layouts.hdf5 import (
     open_hdf5,
     points_of,
     read_features,
+    some_coords,
     write_features,
     write_values,
 )
@@ -43,7 +44,13 @@ _SLACK = 0.1
 
 
 class StampLayout:
-    """Reads and writes ``<extractor>/<slide>.h5``."""
+    """Reads and writes ``<extractor>/<slide>.h5``.
+
+    Attributes:
+        any_level: Its files name no level: tiles may be read at any that is fine enough.
+    """
+
+    any_level = True
 
     def __init__(self, config: NoConfig) -> None:
         del config
@@ -63,6 +70,10 @@ class StampLayout:
                 write=_writer(slide, encoder),
                 features=(encoder,),
             )
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        return any("tile_size_um" in of_file for _, _, of_file in some_coords(folder, "*.h5"))
 
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the slides in a folder of folders, one an extractor, or in one of these."""

@@ -21,7 +21,7 @@ from microtome.store.exchange import (
     make_geometry,
 )
 from microtome_layouts.common import Frame, extent_of, known_info, square
-from microtome_layouts.hdf5 import need
+from microtome_layouts.hdf5 import need, some_coords
 from microtome_layouts.pairs import coords_writer, features_writer, find_slides, read_slide
 
 _TILING = re.compile(r"[\d.]+x_\d+px_\d+px_overlap")
@@ -29,7 +29,13 @@ _COORDS, _FEATURES = "_patches.h5", "features_"
 
 
 class TridentLayout:
-    """Reads and writes ``<mag>x_<size>px_<overlap>px_overlap/``."""
+    """Reads and writes ``<mag>x_<size>px_<overlap>px_overlap/``.
+
+    Attributes:
+        any_level: Its files name no level: tiles may be read at any that is fine enough.
+    """
+
+    any_level = True
 
     def __init__(self, config: NoConfig) -> None:
         del config
@@ -49,6 +55,15 @@ class TridentLayout:
                 write=features_writer(slide, encoder, attributes, more),
                 features=(encoder,),
             )
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell by some of its files whether a folder is of this layout."""
+        tops = (folder, *(each for each in folder.iterdir() if _TILING.fullmatch(each.name)))
+        return any(
+            "target_magnification" in attributes
+            for top in tops
+            for _, attributes, _ in some_coords(top / "patches", f"*{_COORDS}")
+        )
 
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
         """Find the slides of the one tiling in a folder, or that the folder is."""

@@ -1,4 +1,4 @@
-"""Slide readers: OpenSlide, cuCIM, libvips, TIFF by itself, and plain images through Pillow."""
+"""Slide readers: OpenSlide, cuCIM, libvips, TIFF by itself, plain images, and tile archives."""
 
 from __future__ import annotations
 
@@ -100,4 +100,12 @@ def microtome_readers() -> Iterator[ReaderSpec]:
         requires=("PIL",),
         install="pip install pillow",
         extensions=(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"),
+    )
+    yield ReaderSpec(
+        name="archive",
+        target="microtome_readers.archive_reader:ArchiveReader",
+        summary="Tile archives, microtome's and slide2vec's: the tiles that they hold alone",
+        requires=("PIL",),
+        install="pip install pillow",
+        extensions=(".tar",),
     )

@@ -1,4 +1,4 @@
-"""Writers: HDF5 and Zarr stores, and PNG tile images. Cheap to import."""
+"""Writers: HDF5 and Zarr stores, tile images as PNG files or tar archives. Cheap to import."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ class ZarrCompression(Enum):
     none = "none"
     zstd = "zstd"
     gzip = "gzip"
+
+
+class TileFormat(Enum):
+    """What a tile archive keeps tiles as."""
+
+    png = "png"
+    jpeg = "jpeg"
 
 
 @dataclass
@@ -65,6 +72,19 @@ class PngConfig:
     )
 
 
+@dataclass
+class TarConfig:
+    """Options of the ``tar`` writer."""
+
+    format: TileFormat = option(
+        TileFormat.png, help="png, which loses nothing, or jpeg, a tenth of the size."
+    )
+    quality: int = option(90, help="Of JPEG: 1 (small) to 95 (nearly as it was).")
+    compression_level: int = runtime(
+        6, help="Of PNG: 0 (large, fast) to 9 (small, slow). The pixels are the same."
+    )
+
+
 @hookimpl
 def microtome_writers() -> Iterator[WriterSpec]:
     """Register the built-in writers."""
@@ -101,5 +121,18 @@ def microtome_writers() -> Iterator[WriterSpec]:
         suffix="",
         layout="directory",
         folder="images",
+        concurrent=True,
+    )
+    yield WriterSpec(
+        name="tar",
+        target="microtome_writers.archive:TarWriter",
+        summary="A tar archive of tile images a slide, which is read like a slide",
+        config=TarConfig,
+        requires=("PIL",),
+        install="pip install pillow",
+        consumes="pixels",
+        suffix=".tar",
+        layout="file",
+        folder="tiles",
         concurrent=True,
     )

@@ -1,4 +1,4 @@
-"""One HDF5 file a slide: ``coords``, ``columns/*``, ``features/*`` and attributes."""
+"""One HDF5 file a slide: ``coords``, ``columns/*``, ``features/*``, arrays and attributes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import StoreError
+from microtome.store.arrays import RESERVED, split_key
 from microtome.store.attributes import plain_attributes
 from microtome.store.features import blocks
 from microtome.store.passports import passport_rows
 from microtome_writers import Hdf5Compression, Hdf5Config
-from microtome_writers.chunks import chunk_rows
+from microtome_writers.chunks import chunk_shape
 
 if TYPE_CHECKING:
     from microtome.plugin.protocols import FeatureSource
@@ -53,19 +54,39 @@ class Hdf5Writer:
         self, path: Path, name: str, source: FeatureSource, attributes: Mapping[str, Any]
     ) -> None:
         """Add a feature set to a slide that this writer created."""
-        with _open_to_write(path, "r+") as file:
-            dataset = self._create(file["features"], name, source.shape, source.dtype)
-            dataset.attrs.update(plain_attributes(attributes))
-            for start, block in blocks(source, chunk_rows(source.shape, source.dtype)):
-                dataset[start : start + len(block)] = block
+        self._add(path, "features", name, source, attributes)
+
+    def add_array(
+        self, path: Path, key: str, source: FeatureSource, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add an array of any shape under ``group/name`` to a slide that this writer created.
+
+        Raises:
+            StoreError: If the group is one that the store needs for itself.
+        """
+        self._add(path, *split_key(key), source, attributes)
 
     def open_stored(self, path: Path) -> Hdf5Slide:
         """Open a finished slide."""
         return Hdf5Slide(path)
 
+    def _add(
+        self,
+        path: Path,
+        group: str,
+        name: str,
+        source: FeatureSource,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        with _open_to_write(path, "r+") as file:
+            dataset = self._create(file.require_group(group), name, source.shape, source.dtype)
+            dataset.attrs.update(plain_attributes(attributes))
+            for start, block in blocks(source, chunk_shape(source.shape, source.dtype)[0]):
+                dataset[start : start + len(block)] = block
+
     def _write(self, group: h5py.Group, name: str, values: NDArray[Any]) -> None:
         dataset = self._create(group, name, values.shape, values.dtype)
-        rows = chunk_rows(values.shape, values.dtype)
+        rows = chunk_shape(values.shape, values.dtype)[0]
         for start in range(0, len(values), rows):
             dataset[start : start + rows] = values[start : start + rows]
 
@@ -79,7 +100,7 @@ class Hdf5Writer:
             name,
             shape,
             dtype,
-            chunks=(chunk_rows(shape, dtype), *shape[1:]),
+            chunks=chunk_shape(shape, dtype),
             compression=self._compression.value if compressed else None,
             shuffle=compressed,
             fletcher32=True,  # every reader of HDF5 then notices a flipped bit
@@ -141,6 +162,38 @@ class Hdf5Slide:
         """Read a feature set's attributes."""
         return _read_attributes(self._features[name])
 
+    def array_names(self, group: str = "") -> list[str]:
+        """List the arrays beside the features, as ``group/name``; those of one group if given."""
+        nodes = {n: self._file[n] for n in self._file if n not in RESERVED and group in ("", n)}
+        groups = {name: node for name, node in nodes.items() if isinstance(node, h5py.Group)}
+        return sorted(
+            f"{name}/{array}"
+            for name, node in groups.items()
+            for array in node
+            if isinstance(node[array], h5py.Dataset)
+        )
+
+    def array_shape(self, key: str) -> tuple[int, ...]:
+        """Give the shape of the array ``group/name`` without reading it."""
+        shape: tuple[int, ...] = self._array(key).shape
+        return shape
+
+    def array(self, key: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read the array ``group/name``, or some of its rows.
+
+        Raises:
+            StoreError: If it cannot be read, or is not what was written.
+        """
+        return _read(self._array(key), rows)
+
+    def array_attributes(self, key: str) -> Mapping[str, Any]:
+        """Read the attributes of the array ``group/name``."""
+        return _read_attributes(self._array(key))
+
+    def _array(self, key: str) -> h5py.Dataset:
+        split_key(key)
+        return self._file[key]
+
     @property
     def passports(self) -> NDArray[np.bytes_] | None:
         """The names of the tiles, (n,) of type ``S160``; None where there are none."""
@@ -151,7 +204,8 @@ class Hdf5Slide:
         features = ((f"features/{name}", dataset) for name, dataset in self._features.items())
         columns = ((f"columns/{name}", dataset) for name, dataset in self._file["columns"].items())
         top = ((name, self._file[name]) for name in ("coords", "passports") if name in self._file)
-        datasets = (*top, *columns, *features)
+        arrays = ((key, self._file[key]) for key in self.array_names())
+        datasets = (*top, *columns, *features, *arrays)
         return {n: "fletcher32" if d.fletcher32 or not d.size else "" for n, d in datasets}
 
     def close(self) -> None:

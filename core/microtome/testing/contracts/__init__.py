@@ -5,8 +5,10 @@ from microtome.testing.contracts.encoder import EncoderContract
 from microtome.testing.contracts.engine import EngineContract
 from microtome.testing.contracts.inspector import InspectorContract
 from microtome.testing.contracts.layout import LayoutContract
+from microtome.testing.contracts.patient_encoder import PatientEncoderContract
 from microtome.testing.contracts.reader import ReaderContract
 from microtome.testing.contracts.segmenter import SegmenterContract
+from microtome.testing.contracts.slide_encoder import SlideEncoderContract
 from microtome.testing.contracts.tiler import TilerContract
 from microtome.testing.contracts.writer import TileWriterContract, WriterContract
 
@@ -15,9 +17,11 @@ __all__ = [
     "EngineContract",
     "InspectorContract",
     "LayoutContract",
+    "PatientEncoderContract",
     "PluginContract",
     "ReaderContract",
     "SegmenterContract",
+    "SlideEncoderContract",
     "TileWriterContract",
     "TilerContract",
     "WriterContract",

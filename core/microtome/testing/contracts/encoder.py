@@ -17,6 +17,7 @@ from microtome.testing.contracts.base import PluginContract
 from microtome.testing.synthetic import make_plain_image
 
 TILES = 6
+_ROUNDING = 1e-3
 
 
 class EncoderContract(PluginContract):
@@ -90,14 +91,36 @@ class EncoderContract(PluginContract):
         """Constant features are the commonest silent fault."""
         assert len(np.unique(embedding, axis=0)) == TILES
 
-    def test_more_than_embeddings_comes_a_row_a_tile_too(
-        self, encoder: Any, tiles: NDArray[np.uint8]
+    def test_it_gives_on_request_what_its_spec_says(
+        self,
+        registry: Registry,
+        entry: Registered,
+        config: Any,
+        tiles: NDArray[np.uint8],
+        embedding: NDArray[Any],
     ) -> None:
-        """Tokens and attention are optional."""
-        output = encoder.encode(_batch(tiles))
-        assert output.tokens is None or (output.tokens.ndim == 4 and len(output.tokens) == TILES)
-        attention = output.attention
-        assert attention is None or (attention.ndim == 4 and len(attention) == TILES)
+        """Token grids and the class token's attention, a row a tile, and the same embedding."""
+        assert isinstance(entry.spec, EncoderSpec)
+        asked = registry.create("encoder", entry.spec.name, config)
+        gives = getattr(asked, "gives", entry.spec.gives)
+        assert set(gives) <= set(entry.spec.gives) <= {"tokens", "attention"}
+        if not gives:
+            pytest.skip("it gives embeddings alone")
+        asked.ask(*gives)
+        asked.load(self.device, self.precision)
+        output = asked.encode(_batch(tiles))
+        assert np.array_equal(output.embedding, embedding)
+        tokens, attention = output.tokens, output.attention
+        if "tokens" in gives:
+            assert tokens.ndim == 4
+            assert len(tokens) == TILES
+            assert np.isfinite(tokens).all()
+        if "attention" in gives:
+            assert attention.ndim == 4
+            assert len(attention) == TILES
+            assert (attention >= 0).all()
+            assert (attention.sum((2, 3)) <= 1 + _ROUNDING).all()
+            assert tokens is None or attention.shape[2:] == tokens.shape[1:3]
 
     def test_it_gives_the_same_again(
         self, encoder: Any, tiles: NDArray[np.uint8], embedding: NDArray[Any]

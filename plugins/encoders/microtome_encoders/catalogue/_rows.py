@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +50,23 @@ def at_20x(card: EncoderCard, patch_size: int) -> EncoderCard:
     return replace(card, patch_size=patch_size, mpp=0.5, magnification=20.0)
 
 
+MAP = ("tokens",)
+VIT_GIVES = ("tokens", "attention")
+
+_GIVES: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "TimmEncoder": {"vit_": VIT_GIVES, "": MAP},
+        "MettleEncoder": {"": VIT_GIVES},
+        "KeepEncoder": {"": VIT_GIVES},
+        "ConchEncoder": {"": MAP},
+        "TorchvisionEncoder": {"vit_": VIT_GIVES, "": MAP},
+        "TransformersEncoder": {"Siglip": MAP, "": VIT_GIVES},
+        "ISightEncoder": {"": VIT_GIVES},
+        "OpenClipEncoder": {"ViT": VIT_GIVES, "vit_": VIT_GIVES, "RN": MAP},
+    }
+)
+"""What models give besides embeddings, by loader and by how their architecture's name begins."""
+
 SCALES = (0.25, 1.0, 2.0)
 """What models of several magnifications were trained at besides 0.5 µm per pixel."""
 
@@ -80,6 +98,8 @@ def row(name: str, target: str, recipe: Any, summary: str, **values: Any) -> Enc
             pathology, if they say nothing else. ``names`` may be a plain dictionary.
     """
     fixed = MappingProxyType({"recipe": recipe})
-    values = {"config": HubConfig, "domain": PATHOLOGY, **values}
+    gives = _GIVES.get(target.rpartition(":")[2], {})
+    found = (what for start, what in gives.items() if recipe.architecture.startswith(start))
+    values = {"config": HubConfig, "domain": PATHOLOGY, "gives": next(found, ()), **values}
     values["names"] = MappingProxyType(dict(values.get("names", {})))
     return torch_spec(name, target, summary, card=recipe.card, fixed=fixed, **values)

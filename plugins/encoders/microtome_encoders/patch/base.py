@@ -1,13 +1,10 @@
-"""A torch model as an encoder: loading, precision, devices and checks, whatever its library."""
+"""A torch model as an encoder of tiles: batches, memory and checks, whatever its library."""
 
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -15,172 +12,95 @@ import torch
 from torch import Tensor, nn
 
 from microtome.errors import ConfigError, EncoderError
-from microtome.plugin.numerics import exact_convolutions
 from microtome.plugin.protocols import EncoderOutput
-from microtome.plugin.specs import EncoderCard, Transform
-from microtome.plugin.weights.bars import Told
-from microtome.plugin.weights.files import (
-    HUB,
-    RANDOM,
-    SHA256,
-    PickleRefusedError,
-    file_digest,
-    find_file,
-    fit_state,
-    read_state,
-)
-from microtome.plugin.weights.hub import WeightsFile, downloading
+from microtome.plugin.specs import Transform
 from microtome.slide.batch import TileBatch
 from microtome.slide.clock import timed
 from microtome_encoders.options import WeightsConfig
-from microtome_encoders.patch.devices import (
-    cast_products,
-    copy_back,
-    resolve_dtype,
-    seeded,
-)
+from microtome_encoders.patch.dense import Anatomy, Overhearing, find_dense
+from microtome_encoders.patch.devices import copy_back, seeded
+from microtome_encoders.patch.model import TorchModel
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 """What `TorchEncoder.largest_batch` tries: beyond these a GPU gains nothing more."""
 
 
-class TorchEncoder(ABC):
-    """What encoders of torch models have in common.
+class TorchEncoder(TorchModel):
+    """What encoders of tiles that are torch models have in common.
 
-    Precisions below fp32 are torch's autocast, which is how the models' cards run them: products of
-    matrices and convolutions in that precision, norms, softmax and sums of residuals in fp32, where
-    fp16 would overflow or lose small differences. Weights of products are cast once, at loading;
-    autocast would cast them in every batch, to the same bits. The embedding comes back in float32.
-    TF32 is off.
-
-    No file of weights may run code, unless it is the very pickle that the user allows.
+    The embedding comes back in float32.
 
     Args:
         config: Where the weights are from.
 
     Raises:
         ConfigError: If what it allows is no SHA-256.
-
-    Attributes:
-        loaded_weights: Exactly which weights `load` took, for the record beside the features:
-            their source, file, hub commit and SHA-256, or the seed; empty before.
-        notes: What a user should be told of how it runs, sentences.
     """
 
     def __init__(self, config: WeightsConfig) -> None:
-        self.config = config
-        self._allowed = config.allow_pickle.lower()
-        if self._allowed and not SHA256.fullmatch(self._allowed):
-            raise ConfigError(
-                f"allow_pickle={config.allow_pickle} is no SHA-256 of a file, which has 64 "
-                "hexadecimal digits."
-            )
-        self._ran_pickle = False
-        self.loaded_weights: Mapping[str, str] = {}
-        self.notes: list[str] = []
-        self._model: nn.Module | None = None
+        super().__init__(config)
+        self._compile = config.compile
         self._compiled: nn.Module | None = None
-        self._device = "cpu"
-        self._dtype = torch.float32
         self._most = sys.maxsize
         self._padded_to = 0
+        self._asked: tuple[str, ...] = ()
+        self._heard: Overhearing | None = None
+
+    def load(self, device: str, precision: str) -> None:
+        """Load the weights, and compile the model where that is asked for.
+
+        Raises:
+            EncoderError: As of every `TorchModel`.
+        """
+        super().load(device, precision)
+        if self._compile:
+            self._compiled = cast(nn.Module, torch.compile(self._model, dynamic=False))
+            compiler = f"torch.compile of torch {torch.__version__}"
+            self.loaded_weights = {**self.loaded_weights, "compiled": compiler}
+        anatomy = self.anatomy(self._loaded()) if self._asked else None
+        self._heard = None if anatomy is None else Overhearing(anatomy, self._asked)
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say where in the model dense features are; None of a model that has none."""
+        return None
+
+    @cached_property
+    def gives(self) -> tuple[str, ...]:
+        """What the model can give besides its embedding: found by a dry run without weights."""
+        if type(self).anatomy is TorchEncoder.anatomy:
+            return ()
+        with seeded(self.config.seed), torch.device("meta"), torch.inference_mode():
+            model = self.build().eval()
+            anatomy = self.anatomy(model)
+            images = torch.empty(1, 3, self._side, self._side)
+            return () if anatomy is None else find_dense(anatomy, self.forward, model, images)
+
+    def ask(self, *names: str) -> None:
+        """Want more of every batch than the embedding. Comes before `load`.
+
+        Args:
+            names: Of `gives`.
+
+        Raises:
+            ConfigError: If the model is to be compiled, and so cannot be looked into.
+        """
+        if names and self._compile:
+            raise ConfigError(
+                f"A compiled model gives its embedding alone, without {' and '.join(names)}: "
+                "leave compile=false."
+            )
+        self._asked = names
 
     @property
-    @abstractmethod
-    def card(self) -> EncoderCard:
-        """What is known of the model."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The model's name in messages."""
-
-    @abstractmethod
-    def build(self) -> nn.Module:
-        """Make the model without its head, its weights random, on torch's current device."""
-
-    @abstractmethod
-    def fetch(self) -> WeightsFile:
-        """Find the file of the published weights, or download it."""
-
-    @abstractmethod
-    def build_pretrained(self, path: Path) -> nn.Module:
-        """Make the model without its head, with its published weights."""
-
-    @abstractmethod
-    def removed_layers(self, model: nn.Module) -> Sequence[str]:
-        """Name the head's layers that `build` left out: a file of weights may hold them."""
-
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the tensors of a file to the names and shapes of the model that `build` makes."""
-        return state
+    def _side(self) -> int:
+        """Of the model's input in pixels."""
+        transform = self.card.transform or Transform()
+        return self.card.input_size or transform.crop or transform.resize or 224
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed (n, 3, h, w) images as (n, dim)."""
         embedding: Tensor = model(images)
         return embedding
-
-    @cached_property
-    def weights_file(self) -> WeightsFile:
-        """The file of weights, found or downloaded once; there is none of random weights."""
-        path = find_file(self.config.weights)
-        return self.fetch() if path is None else WeightsFile(path)
-
-    def download(self, told: Told | None = None) -> Sequence[Path]:
-        """Fetch all that `load` needs onto this machine, or find it there.
-
-        Args:
-            told: Hears of each file's name, of the bytes that are there and of all, if known.
-                A damaged file in a cache is then fetched anew.
-
-        Returns:
-            The files.
-
-        Raises:
-            EncoderError: If the weights cannot be had.
-        """
-        with downloading(told) if told else nullcontext():
-            return self.files()
-
-    def files(self) -> Sequence[Path]:
-        """Find or download all that `load` reads."""
-        return () if self.config.weights == RANDOM else (self.weights_file.path,)
-
-    def weights(self) -> Mapping[str, str]:
-        """Say which weights these are: a seed, or the SHA-256 of what is in their file.
-
-        So a name that comes to stand for other weights gives another identity, and one file
-        gives one identity, whether from the hub's newest commit, from one that is asked for,
-        or by its path. Weights that are not on this machine yet are downloaded here, before a
-        run opens any slide; from then on no network is needed.
-
-        Raises:
-            EncoderError: If the weights cannot be had.
-        """
-        if self.config.weights == RANDOM:
-            return {"weights": RANDOM, "seed": str(self.config.seed)}
-        return {"weights": f"sha256:{self.weights_file.sha256}"}
-
-    def load(self, device: str, precision: str) -> None:
-        """Load the weights.
-
-        Raises:
-            EncoderError: If the weights cannot be had or do not fit, the device does not exist,
-                or the precision is not one of the device's.
-        """
-        self._dtype = resolve_dtype(device, precision)
-        self._device = device
-        model = self._with_weights().eval().requires_grad_(False)
-        cast_products(model, self._dtype)
-        # Convolutions on NHWC memory are 1.5 x faster on a CPU, and Tensor Cores want it.
-        self._model = model.to(
-            device=device,
-            memory_format=torch.channels_last,  # type: ignore[call-overload]
-        )
-        if self.config.compile:
-            self._compiled = cast(nn.Module, torch.compile(self._model, dynamic=False))
-            compiler = f"torch.compile of torch {torch.__version__}"
-            self.loaded_weights = {**self.loaded_weights, "compiled": compiler}
 
     def encode(self, batch: TileBatch) -> EncoderOutput:
         """Encode a batch.
@@ -213,11 +133,15 @@ class TorchEncoder(ABC):
                 f"{self._device} has no memory for the pixels of {len(batch)} tiles: lower the "
                 f"encoder's batch_size."
             ) from error
-        parts = [copy_back(embedding) for embedding in self._embed_parts(images)]
+        parts = [
+            {name: copy_back(values) for name, values in part.items()}
+            for part in self._embed_parts(images)
+        ]
 
         def finish() -> EncoderOutput:
-            rows = [part() for part in parts]
-            return EncoderOutput(embedding=rows[0] if len(rows) == 1 else np.concatenate(rows))
+            rows = {name: [part[name]() for part in parts] for name in parts[0]}
+            whole = {n: r[0] if len(r) == 1 else np.concatenate(r) for n, r in rows.items()}
+            return EncoderOutput(**whole)
 
         return finish
 
@@ -244,29 +168,23 @@ class TorchEncoder(ABC):
         torch.cuda.empty_cache()
         return largest
 
-    def _loaded(self) -> nn.Module:
-        if self._model is None:
-            raise EncoderError(f"The encoder {self.name} was asked to encode before load().")
-        return self._model
-
     def _fits(self, model: nn.Module, count: int) -> bool:
-        transform = self.card.transform or Transform()
-        side = self.card.input_size or transform.crop or transform.resize or 224
+        shape = (count, 3, self._side, self._side)
         try:
-            images = torch.zeros(count, 3, side, side, dtype=self._dtype, device=self._device)
+            images = torch.zeros(shape, dtype=self._dtype, device=self._device)
             with self._computing():
                 self.forward(model, images.to(memory_format=torch.channels_last))
         except torch.cuda.OutOfMemoryError:
             return False
         return True
 
-    def _embed_parts(self, images: Tensor) -> Iterator[Tensor]:
+    def _embed_parts(self, images: Tensor) -> Iterator[Mapping[str, Tensor]]:
         """Embed images, as many at once as memory holds: half of what did not fit."""
         start = 0
         while start < len(images):
             part = images[start : start + self._most]
             try:
-                embedding = self._embed(part)
+                output = self._embed(part)
             except torch.cuda.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise EncoderError(
@@ -279,22 +197,33 @@ class TorchEncoder(ABC):
                     f"given {self._most} at once, which the encoder's batch_size had better say."
                 ]
             else:
-                yield embedding
+                yield output
                 start += len(part)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """Embed images as (n, dim) float32."""
+    def _embed(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Embed images: float32, by the names of an `EncoderOutput`."""
         count = len(images)
         if self._compiled is not None:
             images = self._padded(images)
         with self._computing(), timed("encode"):
             embedding = self._run(images)
+            heard = self._overheard()
         if tuple(embedding.shape) != (len(images), self.card.dim):
             raise EncoderError(
                 f"The encoder {self.name} gave {tuple(embedding.shape)} for {len(images)} tiles, "
                 f"where its card says {(len(images), self.card.dim)}."
             )
-        return embedding[:count].float()
+        return {"embedding": embedding[:count].float(), **heard}
+
+    def _overheard(self) -> Mapping[str, Tensor]:
+        """Give what was asked for of the images that were just embedded."""
+        heard = {} if self._heard is None else self._heard.take()
+        if missing := [name for name in self._asked if name not in heard]:
+            raise EncoderError(
+                f"The model of {self.name} showed no {' and no '.join(missing)} of its tiles; it "
+                f"can show {' and '.join(self.gives) or 'neither tokens nor attention'}."
+            )
+        return heard
 
     def _run(self, images: Tensor) -> Tensor:
         if self._compiled is None:
@@ -315,58 +244,3 @@ class TorchEncoder(ABC):
         self._padded_to = min(max(self._padded_to, len(images)), self._most)
         missing = self._padded_to - len(images)
         return torch.cat([images, images[:1].repeat(missing, 1, 1, 1)]) if missing else images
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        kind, mixed = torch.device(self._device).type, self._dtype != torch.float32
-        with (
-            torch.inference_mode(),
-            torch.autocast(kind, self._dtype if mixed else None, enabled=mixed),
-            exact_convolutions(),
-        ):
-            yield
-
-    def _with_weights(self) -> nn.Module:
-        with seeded(self.config.seed):  # building draws numbers, even where weights replace them
-            if self.config.weights == RANDOM:
-                self.loaded_weights = {"source": RANDOM, "seed": str(self.config.seed)}
-                return self.build()
-            path = self.weights_file.path
-            if self.config.weights == HUB:
-                self.weights_file.check()
-                model = self.build_pretrained(path)
-            else:
-                model = self.build()
-                self.fit_file(model, path, str(path))
-        self.loaded_weights = self.weights_file.facts
-        if self._ran_pickle:
-            self.loaded_weights |= {"pickle": "may have run code, by allow_pickle"}
-        return model
-
-    def fit_file(self, model: nn.Module, path: Path, where: str) -> None:
-        """Load a file of weights into a model that it must fit exactly.
-
-        Args:
-            model: The model, without its head.
-            path: The file.
-            where: What messages call it.
-
-        Raises:
-            EncoderError: If it cannot be read, is refused, or does not fit.
-        """
-        state = self.adapt(self.read_file(path))
-        fit_state(model, state, where, ignore=self.removed_layers(model))
-
-    def read_file(self, path: Path) -> dict[str, Tensor]:
-        """Read a file of weights: a pickle that wants more than tensors only by the user's leave.
-
-        Raises:
-            EncoderError: If it cannot be read, or is refused.
-        """
-        try:
-            return read_state(path)
-        except PickleRefusedError:
-            if file_digest(path) != self._allowed:
-                raise
-            self._ran_pickle = True
-            return read_state(path, trusted=True)

@@ -6,6 +6,7 @@ Built from what their own code says of them, so neither its package nor its libr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
+from microtome_encoders.patch.dense import Anatomy, timm_anatomy
 from microtome_encoders.patch.published import PublishedEncoder, State
 
 HEADS = 8
@@ -109,6 +111,10 @@ class ConchEncoder(PublishedEncoder):
         )
         pool = POOLS[self.recipe.pooling](card.dim, trunk.num_features)
         return Tower(trunk, pool, card.dim)
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Say where the trunk has its tokens; a query of the head pools them, no class token."""
+        return replace(timm_anatomy(model.get_submodule("trunk")), block=None)
 
     def adapt(self, state: State) -> State:
         """Take the image tower out, and resample its position embeddings as its own code does."""

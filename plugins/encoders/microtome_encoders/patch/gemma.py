@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microtome.errors import EncoderError
 from microtome.plugin.weights.hub import WeightsFile, fetch_hub
+from microtome_encoders.patch.dense import Anatomy
 from microtome_encoders.patch.published import State
 from microtome_encoders.patch.transformers import TransformersEncoder
 
@@ -54,6 +55,10 @@ class GemmaEncoder(TransformersEncoder):
                 return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise EncoderError(f"The weights in {path} cannot be read: {error}") from error
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Give its soft tokens as their mean alone."""
+        return None
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the mean of their soft tokens, each of nine patches."""

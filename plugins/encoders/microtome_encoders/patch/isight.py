@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from microtome_encoders.patch.dense import Anatomy, last_layer
 from microtome_encoders.patch.published import PublishedEncoder, State
 
 PARTS = ("patch_encoder.", "visual_token_projection.")
@@ -39,6 +40,10 @@ class ISightEncoder(PublishedEncoder):
     def adapt(self, state: State) -> State:
         """Keep the tile's layers of the training checkpoint; its other layers pool slides."""
         return super().adapt({n: t for n, t in state.items() if n.startswith(PARTS)})
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Say where the projected tokens are."""
+        return Anatomy(owner=model, prefix=1, block=last_layer(model))
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the mean of all tokens, or as the class token."""

@@ -11,6 +11,7 @@ import timm
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from microtome_encoders.patch.dense import Anatomy, timm_anatomy
 from microtome_encoders.patch.published import PublishedEncoder, State
 
 
@@ -36,6 +37,10 @@ class KeepEncoder(PublishedEncoder):
         arguments = self.recipe.arguments
         visual: Any = timm.create_model(self.recipe.architecture, num_classes=0, **arguments)
         return Tower(visual, visual.num_features, self.recipe.card.dim)
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Say where the trunk has its tokens, before the projection."""
+        return timm_anatomy(model.get_submodule("visual"))
 
     def adapt(self, state: State) -> State:
         """Drop the text tower, and give the scales of its layers timm's name for them."""

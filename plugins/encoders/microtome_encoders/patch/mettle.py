@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microtome_encoders.patch.dense import Anatomy, timm_anatomy
 from microtome_encoders.patch.timm import TimmEncoder
 
 ATOMS, RANK, HIDDEN = 16, 8, 256
@@ -21,6 +22,10 @@ class MettleEncoder(TimmEncoder):
     def build(self) -> nn.Module:
         """Make the model with random weights."""
         return _Mettle(super().build())
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Say where the backbone has its tokens; the head refines the class token alone."""
+        return timm_anatomy(model.get_submodule("backbone"))
 
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
         """Name no layer: the published file holds exactly the two parts."""

@@ -11,10 +11,14 @@ from typing import Any
 
 import open_clip
 from open_clip.model import _build_vision_tower
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from microtome.errors import EncoderError
+from microtome_encoders.patch.dense import Anatomy, channels_last, last_layer, timm_anatomy
 from microtome_encoders.patch.published import PublishedEncoder
 
 
@@ -34,6 +38,16 @@ class OpenClipEncoder(PublishedEncoder):
         out = model(images)
         embedding: Tensor = out[0] if isinstance(out, tuple) else out
         return normalize(embedding, dim=-1) if self.recipe.pooling == "normalised" else embedding
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say where the normed tokens, or the last feature map, are: before the projection."""
+        if isinstance(model, TimmModel):
+            return timm_anatomy(model.trunk)
+        if isinstance(model, ModifiedResNet):
+            return Anatomy(owner=model.layer4, read=channels_last)
+        if not isinstance(model, VisionTransformer) or model.attn_pool is not None:
+            return None  # queries of a pooler are no grid
+        return Anatomy(owner=model.ln_post, prefix=1, block=last_layer(model))
 
     def _config(self) -> dict[str, Any]:
         if self.recipe.arguments:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from types import MappingProxyType
 
 from packaging.requirements import Requirement
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 from microtome.errors import MissingDependencyError
 from microtome.plugin.specs import EncoderCard
 from microtome.plugin.weights.hub import NAMES, WeightsFile, fetch_hub
+from microtome_encoders.bag_options import SlideHubConfig
 from microtome_encoders.options import HubConfig
 from microtome_encoders.patch.base import TorchEncoder
+from microtome_encoders.patch.model import TorchModel
 from microtome_encoders.recipe import Recipe
 
 POOLINGS: Mapping[str, str] = MappingProxyType(
@@ -27,6 +28,8 @@ POOLINGS: Mapping[str, str] = MappingProxyType(
         "cls": "class token",
         "cls_mean": "class token, then the mean of the patch tokens",
         "token_mean": "mean of all projected tokens",
+        "base": "perceiver",
+        "diagnostic": "last hidden state of the language model, asked for a diagnosis",
         "ms_aug": "class token, then the mean of those of four quarters at twice the size",
     }
 )
@@ -40,7 +43,7 @@ EXTRAS: Mapping[tuple[str, bool], str] = MappingProxyType(
 State = dict[str, Tensor]
 
 
-class PublishedEncoder(TorchEncoder):
+class PublishedModel(TorchModel):
     """A row of the catalogue: its architecture and card are known, its weights lie in a hub entry.
 
     Args:
@@ -52,7 +55,7 @@ class PublishedEncoder(TorchEncoder):
         MissingDependencyError: If the installed library is not of a version that serves.
     """
 
-    def __init__(self, config: HubConfig, *, recipe: Recipe) -> None:
+    def __init__(self, config: HubConfig | SlideHubConfig, *, recipe: Recipe) -> None:
         super().__init__(config)
         self.recipe = recipe
         self.given_revision = config.revision
@@ -88,12 +91,6 @@ class PublishedEncoder(TorchEncoder):
         """Find the published file in the hub's cache, or download it."""
         return fetch_hub(self.name, self.revision, self.recipe.files or NAMES)
 
-    def build_pretrained(self, path: Path) -> nn.Module:
-        """Make the model with the weights of its hub entry."""
-        model = self.build()
-        self.fit_file(model, path, self.name)
-        return model
-
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
         """Name nothing: `adapt` drops what the recipe does without."""
         return ()
@@ -101,6 +98,10 @@ class PublishedEncoder(TorchEncoder):
     def adapt(self, state: State) -> State:
         """Take the image tower out of the published file."""
         return tower_of(state, self.recipe.prefix, self.recipe.removed)
+
+
+class PublishedEncoder(PublishedModel, TorchEncoder):
+    """A row of the catalogue that takes tiles."""
 
 
 def tower_of(state: State, prefix: str, removed: Sequence[str]) -> State:

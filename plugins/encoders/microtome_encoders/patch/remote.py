@@ -25,11 +25,11 @@ from transformers.dynamic_module_utils import get_relative_imports
 from microtome.errors import EncoderError
 from microtome.plugin.specs import Transform
 from microtome.plugin.weights.hub import NAMES, WeightsFile, fetch_hub
-from microtome_encoders.patch.published import PublishedEncoder
+from microtome_encoders.patch.published import PublishedEncoder, PublishedModel
 from microtome_encoders.patch.transformers import check_loaded, class_and_mean, class_token, quiet
 
 COMMIT = re.compile("[0-9a-f]{40}")
-_CODE_FAILURES = (
+CODE_FAILURES = (
     ImportError,
     AttributeError,
     TypeError,
@@ -38,6 +38,7 @@ _CODE_FAILURES = (
     RuntimeError,
     OSError,
 )
+"""What code of another can raise where it does not run."""
 _CLASSES = ("AutoConfig", "AutoModel")
 _SAME_COLOUR = 0.001
 
@@ -53,7 +54,7 @@ CALLS: Mapping[str, Callable[[Any, Tensor], Tensor]] = MappingProxyType(
 """How (n, dim) comes out of a model, by the name of a variant or of a recipe's pooling."""
 
 
-class RemoteEncoder(PublishedEncoder):
+class RemoteModel(PublishedModel):
     """A model that its hub entry's own code builds."""
 
     @property
@@ -128,28 +129,49 @@ class RemoteEncoder(PublishedEncoder):
     def build(self) -> nn.Module:
         """Make the model with random weights."""
         folder = self.folder
-        with self._running():
+        with self.running():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
             model: nn.Module = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=True
             )
-        self._compare(config)
+        self.compare(config)
         return model.float()
 
     def build_pretrained(self, path: Path) -> nn.Module:
         """Make the model with the weights beside its code."""
         folder = self.folder
-        with self._running():
+        with self.running():
             model, found = AutoModel.from_pretrained(
                 folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32
             )
         # What such a model leaves aside is its own affair; what it lacks would be random.
         check_loaded(type(model), {**found, "unexpected_keys": []}, self.name)
-        self._compare(model.config)
+        self.compare(model.config)
         loaded: nn.Module = model
         return loaded
 
-    def _compare(self, config: Any) -> None:
+    def compare(self, config: Any) -> None:
+        """Hold what a configuration says of its model against what is known of it here."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Say whose code it is that does not run here."""
+        try:
+            with quiet():
+                yield
+        except EncoderError:  # it cannot be had
+            raise
+        except CODE_FAILURES as error:
+            raise EncoderError(
+                f"The code of {self.name} at {self.commit[:8]} does not run with transformers "
+                f"{transformers.__version__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+
+class RemoteEncoder(RemoteModel, PublishedEncoder):
+    """A model of tiles that its hub entry's own code builds."""
+
+    def compare(self, config: Any) -> None:
         """Hold the colours that a configuration may say against the card's."""
         transform = self.card.transform or Transform()
         for key, ours in (("pixel_mean", transform.mean), ("pixel_std", transform.std)):
@@ -164,17 +186,3 @@ class RemoteEncoder(PublishedEncoder):
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the recipe, or the variant, says."""
         return CALLS[self.variant or self.recipe.pooling](model, images)
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Say whose code it is that does not run here."""
-        try:
-            with quiet():
-                yield
-        except EncoderError:  # it cannot be had
-            raise
-        except _CODE_FAILURES as error:
-            raise EncoderError(
-                f"The code of {self.name} at {self.commit[:8]} does not run with transformers "
-                f"{transformers.__version__}: {' '.join(str(error).split())[:300]}"
-            ) from error

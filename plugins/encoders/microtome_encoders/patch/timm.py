@@ -34,6 +34,7 @@ from microtome_encoders.options import (
 )
 from microtome_encoders.patch.base import TorchEncoder
 from microtome_encoders.patch.ctranspath import ConvStem
+from microtome_encoders.patch.dense import Anatomy, timm_anatomy
 from microtome_encoders.patch.layouts import LAYOUTS
 from microtome_encoders.recipe import Recipe
 
@@ -193,6 +194,10 @@ class TimmEncoder(TorchEncoder):
                 f"The weights in {self.weights_file.path} fit {self.name}, but are not its "
                 f"published file (SHA-256 {published[:8]}…)."
             )
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say where the model has its tokens, or its last feature map."""
+        return timm_anatomy(model)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images by the model's own pooling, or by the recipe's variant."""

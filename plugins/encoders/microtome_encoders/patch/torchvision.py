@@ -20,6 +20,7 @@ from microtome.plugin.weights.files import HUB, PickleRefusedError, tensors_only
 from microtome.plugin.weights.hub import WeightsFile, fetch_url
 from microtome_encoders.options import ModelConfig, WeightsConfig
 from microtome_encoders.patch.base import TorchEncoder
+from microtome_encoders.patch.dense import Anatomy, channels_last
 from microtome_encoders.patch.devices import seeded
 from microtome_encoders.recipe import Recipe
 
@@ -92,6 +93,19 @@ class TorchvisionEncoder(TorchEncoder):
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
         """Name the layer that made the classes."""
         return tuple(name for name, layer in model.named_modules() if isinstance(layer, _NoHead))
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say where a ViT has its tokens, and other models their last feature map."""
+        if isinstance(model, models.VisionTransformer):
+            layers: Any = model.encoder.layers
+            return Anatomy(owner=model.encoder, prefix=1, block=layers[-1])
+        if isinstance(model, models.SwinTransformer):
+            return Anatomy(owner=model.norm)
+        parts = dict(model.named_children())
+        last = parts.get("layer4", parts.get("features"))
+        if last is None or "avgpool" not in parts:
+            return None
+        return Anatomy(owner=last, read=channels_last)
 
     def _skeleton(self) -> nn.Module:
         try:

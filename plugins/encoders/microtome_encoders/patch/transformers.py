@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from microtome.errors import EncoderError
 from microtome.plugin.weights.hub import WeightsFile, fetch_hub
+from microtome_encoders.patch.dense import Anatomy, last_layer
 from microtome_encoders.patch.published import PublishedEncoder, State
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -31,6 +32,15 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 SILENT = ("hidden_act", "layer_norm_eps", "num_attention_heads", "rope_theta")
 """What changes features but neither the name nor the shape of any tensor."""
+
+
+WITHOUT_CLASS_TOKEN = ("SiglipVisionModel",)
+"""The classes whose tokens are those of patches alone."""
+
+
+def _hidden(output: Any) -> Tensor:
+    tokens: Tensor = output.last_hidden_state
+    return tokens
 
 
 def class_token(output: Any, model: nn.Module) -> Tensor:
@@ -128,6 +138,19 @@ class TransformersEncoder(PublishedEncoder):
             for name, value in state.items()
             if name not in self.recipe.removed and not name.startswith(dropped)
         }
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say where the normed tokens are: of a CLIP, before the projection."""
+        if self.recipe.architecture in WITHOUT_CLASS_TOKEN:
+            return Anatomy(owner=model, read=_hidden)
+        tower: Any = model.vision_model if hasattr(model, "visual_projection") else model
+        norm = getattr(tower, "post_layernorm", None)  # a CLIP itself norms the class token alone
+        return Anatomy(
+            owner=model,
+            read=_hidden if norm is None else lambda output: norm(_hidden(output)),
+            prefix=1 + getattr(model.config, "num_register_tokens", 0),
+            block=last_layer(tower),
+        )
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the recipe, or the variant, pools them."""

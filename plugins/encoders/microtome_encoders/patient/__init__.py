@@ -1,0 +1,1 @@
+"""Encoders of all slides of a patient."""

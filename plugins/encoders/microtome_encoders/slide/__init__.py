@@ -1,0 +1,1 @@
+"""Slide encoders: one vector a slide."""
