@@ -76,7 +76,9 @@ def test_it_gives_what_it_gave(executed, committed):
     nbformat.validate(committed)
     assert [cell.source for cell in executed.nb.cells] == [cell.source for cell in committed.cells]
     assert kinds(executed.nb) == kinds(committed)
-    pictures = [output for given in kinds(committed) for output in given if "image/png" in output[1]]
+    pictures = [
+        output for given in kinds(committed) for output in given if "image/png" in output[1]
+    ]
     assert len(pictures) == 3
 
 

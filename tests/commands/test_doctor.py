@@ -68,6 +68,22 @@ def test_libraries_that_need_each_other(ruin, body, monkeypatch, capsys):
     assert third.endswith("not looked at, since it needs library_second")
 
 
+def test_gpus_are_listed_by_the_names_that_options_take(body, capsys, monkeypatch):
+    body(
+        "library_of_gpus",
+        "from types import SimpleNamespace as S\n"
+        "__version__ = '2'\n"
+        "cuda = S(is_available=lambda: True, device_count=lambda: 2,\n"
+        "  get_device_name=lambda i: 'H100',\n"
+        "  get_device_properties=lambda i: S(total_memory=80 << 30))\n",
+        "NEEDED",
+    )
+    told = {"library_of_gpus": doctor._VERSIONS["torch"]}
+    monkeypatch.setattr(doctor, "_VERSIONS", told)
+    main(["doctor"])
+    assert "2, cuda:0 H100 80 GiB, cuda:1 H100 80 GiB" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("which", "code"), [("NEEDED", 1), ("OPTIONAL", 0)])
 def test_library_that_is_not_installed(which, code, body, monkeypatch, capsys):
     monkeypatch.setattr(doctor, which, ("no_such_library",))

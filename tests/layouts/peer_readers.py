@@ -63,6 +63,29 @@ def lazyslide(folder, slide, own):
     }
 
 
+def lazyslide_slides(folder, slide, own):
+    import lazyslide as zs
+    import matplotlib as mpl
+    import pandas as pd
+    from wsidata import agg_wsi, open_wsi
+
+    mpl.use("Agg")
+    store = open_wsi(slide, store=str(folder / "a.zarr"))
+    zs.tl.feature_aggregation(store, "handcrafted")
+    zs.pl.tissue(store)
+    zs.pl.tiles(store, feature_key="handcrafted", color=["0"])
+    slides = pd.DataFrame({"slide": [str(slide)], "store": [str(folder / "a.zarr")]})
+    options = {"wsi_col": "slide", "store_col": "store"}
+    ours = agg_wsi(slides, "handcrafted", agg_key="agg_mean-handcrafted", **options)
+    return {
+        "ours": ours.X.tolist(),
+        "theirs": store["handcrafted_tiles"].uns["agg_ops"]["agg_slide"]["features"].tolist(),
+        "tissues": store.fetch.n_tissue("tissues"),
+        "contours": [int(each.tissue_id) for each in store.iter.tissue_contours("tissues")],
+        "tissue_ids": sorted({*store["tiles"]["tissue_id"].tolist()}),
+    }
+
+
 def atlaspatch(folder, slide, own):
     import h5py
     import numpy as np

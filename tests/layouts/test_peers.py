@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts.conftest import OPTIONS
 from layouts.stores import content
 from PIL import Image
 
+import microtome
 from microtome.__main__ import main
 
 DRIVER = Path(__file__).with_name("peer_readers.py")
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)  # they import torch
 def ask(exported, output, tmp_path):
     """Give what a tool's reader finds in our export, and the folder that it wrote into."""
 
-    def run(tool):
+    def run(tool, what="", folder=None):
         python = os.environ.get(f"MICROTOME_{tool.upper()}_PYTHON")
         if not python:
             pytest.skip(f"MICROTOME_{tool.upper()}_PYTHON names no interpreter with {tool}")
@@ -36,8 +38,9 @@ def ask(exported, output, tmp_path):
         own.mkdir()
         slide = output.parent / "slides/a.svs"
         hidden = ("PYTHONPATH", "PYTHONHOME")
+        paths = map(str, (folder or exported(tool), slide, own))
         done = subprocess.run(
-            [python, str(DRIVER), tool, str(exported(tool)), str(slide), str(own)],
+            [python, str(DRIVER), what or tool, *paths],
             env={k: v for k, v in os.environ.items() if k not in hidden},
             capture_output=True,
             text=True,
@@ -71,6 +74,20 @@ def test_slide2vecs_tile_archives_are_read_as_it_reads_them(ask, tmp_path):
     for (x, y), tile in zip(found["points"], tiles, strict=True):
         png = Image.open(tmp_path / f"new/images/a.tiles/a.tiles_x{x}_y{y}.png")
         assert np.array_equal(np.array(png), tile)
+
+
+def test_lazyslide_finds_tissue_and_embeddings(ask, output, tmp_path):
+    words = [str(output.parent / "slides/a.svs"), f"output={tmp_path / 'out'}", *OPTIONS]
+    words += [f"segmenter.folder={output.parent / 'masks'}", "tiler.magnification=20"]
+    assert main([*words, "encoder=handcrafted", "slide_encoder=mean"]) == 0
+    there = tmp_path / "there"
+    assert main(["export", str(tmp_path / "out"), "--to", "lazyslide", str(there)]) == 0
+    found, _ = ask("lazyslide", "lazyslide_slides", there)
+    assert (found["tissues"], found["contours"], found["tissue_ids"]) == (1, [0], [0])
+    with microtome.open_result(tmp_path / "out/patches/a.h5") as stored:
+        expected = stored.array("slide_features/mean-handcrafted")
+    np.testing.assert_array_equal(np.array(found["ours"], np.float32), expected[np.newaxis])
+    np.testing.assert_allclose(found["theirs"], found["ours"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tool", ["slide2vec", "lazyslide", "atlaspatch"])

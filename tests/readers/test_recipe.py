@@ -37,7 +37,8 @@ BETWEEN = ("fractional", "far from whole", "finer than 2")
 
 def recipe():
     """Run the page's snippet, on the ``slide.svs`` and ``out`` of the working directory."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    snippets = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    (code,) = (snippet for snippet in snippets if "def read_tile" in snippet)
     names = {}
     exec(compile(code, PAGE.name, "exec"), names)
     return names["read_tile"]

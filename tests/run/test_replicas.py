@@ -6,6 +6,7 @@ import signal
 import threading
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 from numbered import TILE, Numbered, grid_of
 
 from microtome.__main__ import main
+from microtome.api.runs import compose
 from microtome.errors import ConfigError, EncoderError
 from microtome.plugin import EncoderCard, EncoderSpec
 from microtome.plugin.protocols import EncoderOutput
-from microtome.plugin.registry import get_registry
+from microtome.plugin.registry import configure, get_registry
 from microtome.run.budget import Threads, share_threads
 from microtome.run.devices import resolve_devices
 from microtome.run.encoders import PlannedEncoder, make_encoder
@@ -38,15 +40,13 @@ class Corner:
 
     card = EncoderCard(dim=2)
 
-    def __init__(self, log=None, *, fails_at=None, interrupts=False):
-        self.log = [] if log is None else log
+    def __init__(self, *, fails_at=None, interrupts=False):
         self.fails_at, self.interrupts = fails_at, interrupts
         self.threads, self.batches = set(), []
 
     def encode(self, batch):
         self.threads.add(threading.current_thread().name)
         self.batches.append(batch)
-        self.log.append(self)
         if len(self.batches) == self.fails_at:
             if self.interrupts:
                 signal.raise_signal(signal.SIGINT)
@@ -57,15 +57,16 @@ class Corner:
 class Patient(Corner):
     """Begins at once, and waits for its output when asked for it, as a GPU does."""
 
-    flying, most = 0, 0
+    flying: ClassVar = []
+    most = 0
 
     def begin(self, batch):
-        Patient.flying += 1
-        Patient.most = max(Patient.most, Patient.flying)
+        Patient.flying.append(batch)
+        Patient.most = max(Patient.most, len(Patient.flying))
         output = self.encode(batch)
 
         def finish():
-            Patient.flying -= 1
+            Patient.flying.remove(batch)
             return output
 
         return finish
@@ -140,9 +141,9 @@ def test_each_device_has_one_thread_of_its_own_which_ends_with_the_pass(feed):
 
 
 def test_a_device_has_one_batch_more_than_it_computes(feed):
-    Patient.flying = Patient.most = 0
+    Patient.flying, Patient.most = [], 0
     feed(planned(*(Patient() for _ in range(3))), batch_size=8)
-    assert Patient.flying == 0
+    assert not Patient.flying
     assert 1 < Patient.most <= 6
 
 
@@ -282,6 +283,16 @@ def test_who_is_on_several_devices(gpus, spec, device, expected):
     assert resolve_devices(spec, choice, ("cuda:0", "cuda:1")) == expected
 
 
+def test_the_python_apis_list_with_a_device_of_its_kind(gpus, tmp_path):
+    devices = ["cuda:0", "cuda:1"]
+    options = {"tile_devices": devices, "encoder": {"resnet18": {**RANDOM, "device": "cuda"}}}
+    config, registry = compose("x.svs", tmp_path, options)
+    (choice,) = config.encoders
+    made = make_encoder(choice, registry, tile_devices=config.tile_devices)
+    assert made.devices == ("cuda:0", "cuda:1")
+    assert made.precision == made.card.precision
+
+
 @pytest.mark.parametrize(
     ("device", "devices", "told"),
     [
@@ -325,6 +336,7 @@ def test_features_are_those_of_one_device_to_the_bit(go, slide, tmp_path, thread
     options = PAIRS | {"encoder": {"resnet18": resnet18, "mean": {}}, "torch_threads": threads}
     result = go(slide, output=tmp_path / "several", tile_devices=["cpu", "cpu"], **options)
     assert [s.state for s in result.statuses] == ["done"]
+    assert result.statuses[0].tiles > 4  # more than one batch for each
     assert any("cpu and cpu" in note for note in result.notes)
     go(slide, output=tmp_path / "one", **options)
     (mine, told), (theirs, alone) = (arrays(tmp_path / n) for n in ("several", "one"))
@@ -385,11 +397,8 @@ def test_from_the_command_line_with_an_open_batch_size(slide, tmp_path, capsys):
 
 
 def test_a_replica_is_asked_for_what_the_first_is():
-    choice = EncoderChoice(
-        plugin="resnet18",
-        config=None,
-        tokens=True,
-    )
+    spec = get_registry().find("encoder", "resnet18").spec
+    choice = EncoderChoice(plugin="resnet18", config=configure(spec, **RANDOM), tokens=True)
     made = make_encoder(choice, get_registry(), tile_devices=("cpu", "cpu"))
     assert [each._asked for each in (made.encoder, made.replicas[0].encoder)] == [("tokens",)] * 2
     assert made.encoder is not made.replicas[0].encoder

@@ -215,7 +215,7 @@ class TileDataset:
         """Say how many tiles there are, of how many slides."""
         count = len(self.slide_ids)
         of = f"{count} slides" if count != 1 else f"slide {self.slide_ids[0]}"
-        return f"TileDataset({len(self)} tiles of {self.size} px of {of})"
+        return f"TileDataset({len(self)} tiles of {self.size} px, {of})"
 
     def _finish(self, tile: NDArray[np.uint8], row: int) -> Any:
         """Make an item's image of (size, size, 3) pixels."""

@@ -190,8 +190,10 @@ class Encoder(Protocol):
 
     An encoder on a device of its own may also have ``begin(batch)``, which starts the work and
     gives a function that waits for its `EncoderOutput`: the run then prepares the next batch
-    meanwhile. The batch's pixels stay as they are until that function was called. Further it may
-    have ``largest_batch() -> int``, how many tiles there is memory for once it is loaded, and
+    meanwhile. The batch's pixels stay as they are until that function was called. Where several
+    devices share a slide's tiles, each has an object of its own: a thread of the device begins with
+    its batches, one after the other, and the run's own waits for their outputs. Further it may have
+    ``largest_batch() -> int``, how many tiles there is memory for once it is loaded, and
     ``notes``, sentences that the user should read in a slide's record.
 
     An encoder whose spec, or whose attribute ``gives``, names ``"tokens"`` or ``"attention"`` has a

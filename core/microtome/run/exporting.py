@@ -20,6 +20,7 @@ from microtome.errors import (
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import LayoutSpec, WriterSpec
 from microtome.store.atomic import publish, sweep, wrap_errors, write_json
+from microtome.store.attributes import parse_fields
 from microtome.store.exchange import LayoutFile, TiledSlide, tiled_slide
 from microtome.store.identity import Identity, describe, difference, make_identity
 from microtome.store.layout import OutputLayout
@@ -107,7 +108,7 @@ def export_output(
         How each slide went.
     """
     stores = find_stores(layout, registry)
-    job = _Export(chosen, folder, registry, features, force)
+    job = _Export(chosen, folder, registry, features, force, layout)
     for slide_id in sorted({*stores, *find_slides(layout)}):
         try:
             if slide_id not in stores:
@@ -146,19 +147,31 @@ class _Export:
     registry: Registry
     features: Collection[str] | None
     force: bool
+    output: OutputLayout
 
     def slide(self, slide_id: str, path: Path, spec: WriterSpec) -> Outcome:
         """Export a slide."""
         with self.registry.create("writer", spec.name).open_stored(path) as stored:
             names = self._names(slide_id, stored.feature_names())
             _refuse_names(path, names)
-            slide = tiled_slide(slide_id, stored, names)
-            identities = {n: str(stored.feature_attributes(n).get("identity")) for n in names}
+            tissue = self._tissue(slide_id, stored.attributes)
+            slide = tiled_slide(slide_id, stored, names, tissue)
+            held = {**slide.features, **slide.embeddings}
+            identities = {key: str(each.attributes.get("identity")) for key, each in held.items()}
             with self.registry.blame("layout", self.chosen.spec.name, "used to export"):
                 written = self._files(slide, list(self.chosen.layout.files(slide)), identities)
-        held = ", ".join(names) or "coordinates alone"
+        told = ", ".join(names) or "coordinates alone"
         state = "exported" if written else "reused"
-        return Outcome(slide_id=slide_id, state=state, text=f"{len(slide.coords)} tiles, {held}")
+        return Outcome(slide_id=slide_id, state=state, text=f"{len(slide.coords)} tiles, {told}")
+
+    def _tissue(self, slide_id: str, attributes: Mapping[str, Any]) -> Path | None:
+        """Find the tissue that tiles were placed on: what a run left of it, and nobody deleted."""
+        fields = parse_fields(attributes).get("tissue")
+        if not isinstance(fields, Mapping):
+            return None
+        digest = make_identity("tissue", fields).digest
+        path = self.output.tissue(slide_id, digest, ".geojson")
+        return path if path.is_file() else None
 
     def _names(self, slide_id: str, there: list[str]) -> tuple[str, ...]:
         if self.features is None:
@@ -175,7 +188,7 @@ class _Export:
         """Publish what is not there yet; all is refused before anything is written."""
         missing = []
         for file in files:
-            made_of = {name: identities[name] for name in file.features}
+            made_of = {name: identities[name] for name in (*file.features, *file.embeddings)}
             record = _Record(self.folder, file.path, self._identity(slide, made_of))
             if not record.holds(self.force):
                 missing.append((file, record))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from microtome.errors import LayoutError
 from microtome.slide.types import Level, Resolution, SlideInfo, TileGeometry
+from microtome.store.arrays import BY_SLIDE, array_names
 from microtome.store.attributes import parse_json, plain_attributes
 from microtome.store.features import StoredSource
 from microtome.store.publish import FeatureSet
@@ -54,6 +55,9 @@ class TiledSlide:
         features: By name, row-aligned with ``coords``.
         note: To export it: `NOTE`'s content.
         identity: To export it: digest of its coordinates' identity.
+        embeddings: To export it: what slide encoders made of its features, as
+            ``slide_features/<slide encoder>`` and ``slide_latents/<slide encoder>``.
+        tissue: To export it: GeoJSON of its tissue in level-0 pixels; None where there is none.
     """
 
     slide_id: str
@@ -65,6 +69,8 @@ class TiledSlide:
     features: Mapping[str, FeatureSet] = field(default_factory=lambda: MappingProxyType({}))
     note: str = ""
     identity: str = ""
+    embeddings: Mapping[str, FeatureSet] = field(default_factory=lambda: MappingProxyType({}))
+    tissue: Path | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,12 +81,14 @@ class LayoutFile:
         path: Below the folder that is exported to, with ``/``.
         write: Writes it at a private path that does not exist yet and has another suffix.
         features: The feature sets whose values are in it.
+        embeddings: The same of slide encoders' embeddings.
         layout: ``"file"`` or ``"directory"``.
     """
 
     path: str
     write: Callable[[Path], None]
     features: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
     layout: str = "file"
 
 
@@ -121,13 +129,16 @@ class SlideFacts:
         return Resolution(mpp_x=self.mpp, mpp_y=self.mpp, mpp_source="override")
 
 
-def tiled_slide(slide_id: str, stored: StoredSlide, features: tuple[str, ...]) -> TiledSlide:
+def tiled_slide(
+    slide_id: str, stored: StoredSlide, features: tuple[str, ...], tissue: Path | None = None
+) -> TiledSlide:
     """Take a stored slide, without reading its features.
 
     Args:
         slide_id: Its name.
         stored: Open, and open for as long as the features are to be read.
-        features: Which of its feature sets.
+        features: Which of its feature sets, and of the embeddings made of them.
+        tissue: GeoJSON of its tissue, if there is one.
 
     Raises:
         LayoutError: If its attributes do not say what its tiles are, or these differ in size.
@@ -152,7 +163,23 @@ def tiled_slide(slide_id: str, stored: StoredSlide, features: tuple[str, ...]) -
         },
         note=write_note(attributes, GEOMETRY),
         identity=str(attributes.get("identity", "")),
+        embeddings=dict(_embeddings(stored, features)),
+        tissue=tissue,
     )
+
+
+def _embeddings(stored: StoredSlide, features: tuple[str, ...]) -> Iterator[tuple[str, FeatureSet]]:
+    """Give what slide encoders made of some feature sets."""
+    for group in BY_SLIDE:
+        for key in array_names(stored, group):
+            attributes = stored.array_attributes(key)
+            if {*read_by(attributes)} <= {*features}:
+                yield key, FeatureSet(StoredSource(stored, key), attributes)
+
+
+def read_by(attributes: Mapping[str, Any]) -> list[str]:
+    """Name the feature sets that an embedding of these attributes was made of."""
+    return str(attributes.get("source_patch_encoder", "")).split(", ")
 
 
 def write_note(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:

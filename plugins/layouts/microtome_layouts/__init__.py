@@ -151,7 +151,7 @@ def microtome_layouts() -> Iterator[LayoutSpec]:
     yield LayoutSpec(
         name="lazyslide",
         target="microtome_layouts.lazyslide:LazyslideLayout",
-        summary="A SpatialData store a slide: shapes `tiles`, tables `<encoder>_tiles`",
+        summary="SpatialData, a store a slide: shapes `tiles`, `tissues`, tables `<encoder>_tiles`",
         tool="LazySlide",
         loses="slides without tiles; tiles that are not square at the level that is read",
         requires=("spatialdata",),

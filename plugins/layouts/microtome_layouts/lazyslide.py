@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from microtome.store.exchange import (
     SlideFacts,
     TiledSlide,
     make_geometry,
+    read_by,
     read_note,
 )
 from microtome.store.features import ArraySource
@@ -35,8 +37,11 @@ from microtome_layouts.common import (
     whole,
 )
 
-_SUFFIX, _TILES = ".zarr", "tiles"
+_SUFFIX, _TILES, _TISSUES = ".zarr", "tiles", "tissues"
 _SPEC, _PROPERTIES = "tile_spec", "slide_properties"
+_AGGREGATED = "agg_ops"
+"""Where a table keeps what was made of all its rows together."""
+
 _OWN = ("tile_id", "x", "y", "tissue_id", "geometry")
 _NO_TISSUE = -1
 """Of tiles that belong to no tissue polygon that the store holds."""
@@ -64,6 +69,7 @@ class LazyslideLayout:
             path=f"{slide.slide_id}{_SUFFIX}",
             write=write,
             features=tuple(slide.features),
+            embeddings=tuple(slide.embeddings),
             layout="directory",
         )
 
@@ -108,42 +114,105 @@ class LazyslideLayout:
 def _spatialdata(slide: TiledSlide) -> Any:
     from spatialdata import SpatialData
 
+    tissue = _tissue(slide)
+    shapes = {_TILES: _shapes(slide, tissue)}
     return SpatialData(
-        shapes={_TILES: _shapes(slide)},
-        tables={f"{name}_{_TILES}": _table(f) for name, f in slide.features.items()},
-        attrs=_attributes(slide),
+        shapes=shapes if tissue is None else {**shapes, _TISSUES: tissue},
+        tables={f"{name}_{_TILES}": _table(slide, name) for name in slide.features},
+        attrs=_attributes(slide, None if tissue is None else _TISSUES),
     )
 
 
-def _shapes(slide: TiledSlide) -> Any:
+def _tissue(slide: TiledSlide) -> Any:
+    """Read a slide's tissue as shapes; None where it has none, as SpatialData has no empty ones."""
+    from geopandas import GeoDataFrame
+    from shapely.geometry import shape
+    from spatialdata.models import ShapesModel
+
+    if slide.tissue is None:
+        return None
+    try:
+        data = json.loads(slide.tissue.read_text("utf-8"))
+        polygons = [shape(feature["geometry"]) for feature in data["features"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LayoutError(f"{slide.tissue} cannot be read as GeoJSON: {error}") from error
+    if not polygons:
+        return None
+    return ShapesModel.parse(GeoDataFrame({"tissue_id": range(len(polygons))}, geometry=polygons))
+
+
+def _shapes(slide: TiledSlide, tissue: Any) -> Any:
     from geopandas import GeoDataFrame
     from shapely import box
     from spatialdata.models import ShapesModel
 
     x, y = slide.coords[:, 0], slide.coords[:, 1]
     width, height = map(round, slide.geometry.size_level0)
-    ids = np.arange(len(x))
-    data = {"tile_id": ids, "x": x, "y": y, "tissue_id": np.full(len(x), _NO_TISSUE)}
+    boxes = box(x, y, x + width, y + height)
+    none = np.full(len(x), _NO_TISSUE)
+    found = none if tissue is None else _find_tissue(boxes, tissue.geometry.to_numpy())
+    data = {"tile_id": np.arange(len(x)), "x": x, "y": y, "tissue_id": found}
     columns = {name: column for name, column in slide.columns.items() if name not in _OWN}
-    return ShapesModel.parse(
-        GeoDataFrame({**data, **columns}, geometry=box(x, y, x + width, y + height))
-    )
+    return ShapesModel.parse(GeoDataFrame({**data, **columns}, geometry=boxes))
 
 
-def _table(features: FeatureSet) -> Any:
+def _find_tissue(boxes: Any, polygons: Any) -> NDArray[np.int64]:
+    """Give the polygon that each tile's centre is in, else the one that it has most of."""
+    from shapely import STRtree, area, centroid, intersection
+
+    found = np.full(len(boxes), _NO_TISSUE)
+    tree = STRtree(polygons)
+    tiles, pieces = tree.query(centroid(boxes), predicate="intersects")
+    found[tiles[::-1]] = pieces[::-1]
+    rest = np.flatnonzero(found == _NO_TISSUE)
+    tiles, pieces = tree.query(boxes[rest], predicate="intersects")
+    shared = area(intersection(boxes[rest][tiles], polygons[pieces]))
+    # The largest share is written last; what only touches has none.
+    order = np.argsort(shared, kind="stable")
+    order = order[shared[order] > 0]
+    found[rest[tiles[order]]] = pieces[order]
+    return found
+
+
+def _table(slide: TiledSlide, name: str) -> Any:
     from anndata import AnnData
     from pandas import Categorical, DataFrame
     from spatialdata.models import TableModel
 
+    features = slide.features[name]
     values = whole(features)
     ids = np.arange(len(values))
     library = Categorical([_TILES]).repeat(len(ids))
     obs = DataFrame({"tile_id": ids, "library_id": library}, index=ids.astype(str))
-    table = AnnData(X=values, obs=obs, uns={NOTE: feature_note(features)})
+    told: dict[str, Any] = {NOTE: feature_note(features)}
+    if embedded := _embeddings(slide, name):
+        told[_AGGREGATED] = embedded
+    table = AnnData(X=values, obs=obs, uns=told)
     return TableModel.parse(table, region=_TILES, region_key="library_id", instance_key="tile_id")
 
 
-def _attributes(slide: TiledSlide) -> dict[str, Any]:
+def _embeddings(slide: TiledSlide, name: str) -> dict[str, Any]:
+    """Give what slide encoders made of features, as ``feature_aggregation`` keeps its own.
+
+    What was made of several feature sets stands with the first.
+    """
+    found = {}
+    for key, given in slide.embeddings.items():
+        group, _, encoder = key.partition("/")
+        if group != "slide_features" or read_by(given.attributes)[0] != name:
+            continue
+        latents = slide.embeddings.get(f"slide_latents/{encoder}")
+        found[f"agg_{encoder}"] = {
+            "encoder": str(given.attributes.get("plugin", encoder)),
+            "tile_key": _TILES,
+            "features": whole(given)[np.newaxis],
+            **({} if latents is None else {"latents": whole(latents)[np.newaxis]}),
+            NOTE: feature_note(given),
+        }
+    return found
+
+
+def _attributes(slide: TiledSlide, tissue: str | None) -> dict[str, Any]:
     geometry, info = slide.geometry, slide.info
     spec = {
         "height": geometry.size,
@@ -155,7 +224,7 @@ def _attributes(slide: TiledSlide) -> dict[str, Any]:
         "ops_downsample": _factor(geometry.size, geometry.read_size[0]),
         "base_level": 0,
         "base_downsample": _factor(geometry.size, round(geometry.size_level0[0])),
-        "tissue_name": None,
+        "tissue_name": tissue,
     }
     properties = {
         "shape": [info.height, info.width],
