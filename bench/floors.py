@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.timing import best, planned
-from microtome.run.budget import cpu_budget
+from microtome.run.planning.budget import cpu_budget
 from microtome.slide.types import SlideInfo, TileGrid
 
 _AT_ONCE = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.encoders import TILE
 from bench.timing import best
-from microtome.run.budget import cpu_budget, hold_heap
+from microtome.run.planning.budget import cpu_budget, hold_heap
 
 
 def resnet50(batch: int, size: int, batches: int, repeats: int, *, held: bool) -> dict[str, Any]:

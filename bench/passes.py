@@ -10,9 +10,9 @@ from typing import Any
 import microtome
 from bench.encoders import TINY, register
 from bench.timing import best, planned
-from microtome.run.batches import BatchReader
-from microtome.run.budget import Threads, cpu_budget, hold_pools
+from microtome.run.planning.budget import Threads, cpu_budget, hold_pools
 from microtome.run.progress import SilentReporter
+from microtome.run.slides.batches import BatchReader
 from microtome.slide.clock import profiling
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef

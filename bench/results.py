@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from microtome.run.attributes import provenance
-from microtome.run.budget import cpu_budget
+from microtome.run.planning.budget import cpu_budget
+from microtome.run.slides.attributes import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 

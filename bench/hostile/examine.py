@@ -20,9 +20,9 @@ import numpy as np
 from microtome.errors import MicrotomeError, TissueError
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import SegmenterSpec
-from microtome.run.pixels import iterate_tiles
 from microtome.run.settings import TissueSettings
-from microtome.run.tissue import find_tissue
+from microtome.run.slides.pixels import iterate_tiles
+from microtome.run.slides.tissue import find_tissue
 from microtome.slide import Edge, GridConfig
 from microtome.slide.imaging import read_tiles, render_view
 from microtome.slide.opening import OpenedSlide, open_slide

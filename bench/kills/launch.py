@@ -31,7 +31,7 @@ _IMPORTS = (
     "microtome.run.runner",
     "microtome.config.hydra_bridge",
     "microtome_readers.openslide_reader",
-    "microtome_readers.tiff_reader",
+    "microtome_readers.tiff.reader",
     "microtome_segmenters.classic",
     "microtome_encoders.patch.handcrafted",
     "microtome_writers.hdf5",

@@ -9,7 +9,7 @@ import pytest
 from microtome.__main__ import main
 from microtome.commands import doctor
 from microtome.plugin.registry import Broken, Registry
-from microtome.run import budget
+from microtome.run.planning import budget
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from PIL import Image
 from microtome.errors import GeometryError
 from microtome.plugin import ReaderSpec
 from microtome.plugin.registry import Registered, configure, get_registry
-from microtome.run.attributes import tile_attributes
+from microtome.run.slides.attributes import tile_attributes
 from microtome.slide.opening import open_slide
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import SlideInfo, SlideRef, TissueMask

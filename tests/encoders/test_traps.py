@@ -22,7 +22,7 @@ from published_layouts import early_swin, shrink  # noqa: E402
 from microtome.errors import EncoderError  # noqa: E402
 from microtome.plugin.registry import configure  # noqa: E402
 from microtome.plugin.specs import Transform  # noqa: E402
-from microtome.run.encoders import make_encoder  # noqa: E402
+from microtome.run.planning.encoders import make_encoder  # noqa: E402
 from microtome.run.settings import EncoderChoice  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.options import Statistics, Variant  # noqa: E402

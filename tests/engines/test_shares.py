@@ -9,7 +9,7 @@ import pytest
 from gates import assert_same, content
 
 from microtome.plugin import registry
-from microtome.run.plan import make_plan, name_round
+from microtome.run.planning.plan import make_plan, name_round
 from microtome.run.settings import Choice, ClaimSettings, EncoderChoice, RunConfig
 
 CONFIG = RunConfig(slides=("a.svs",), output=Path("out"), claims=ClaimSettings(round="17"))

@@ -18,10 +18,10 @@ from microtome.slide.imaging import render_view
 from microtome.slide.opening import _reason, check_levels, open_slide
 from microtome.slide.resolution import resolve_resolution
 from microtome.slide.types import Level, SlideInfo, SlideRef
-from microtome_readers.jpegstream import parse_jpeg
-from microtome_readers.plausible import check_claim, check_expansion, check_tile
-from microtome_readers.tiffdirs import EndlessError, check_directories
-from microtome_readers.tiffprops import describe_tiff
+from microtome_readers.tiff.dirs import EndlessError, check_directories
+from microtome_readers.tiff.jpegstream import parse_jpeg
+from microtome_readers.tiff.plausible import check_claim, check_expansion, check_tile
+from microtome_readers.tiff.props import describe_tiff
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from run_checks import leftovers
 
 from microtome.__main__ import main
 from microtome.plugin.registry import get_registry
-from microtome.run import pixels, production, runner
+from microtome.run import runner
+from microtome.run.slides import pixels, production
 from microtome.slide.tiling import GridTiler
 from microtome.store import quality
 from microtome.store.folders import aside_path

@@ -10,7 +10,7 @@ import pytest
 from microtome.errors import ConfigError, InspectorError
 from microtome.plugin import InspectorSpec, hookimpl
 from microtome.plugin.registry import Registry, get_registry
-from microtome.run.quality import Inspection, PlannedInspector, plan_inspectors
+from microtome.run.planning.quality import Inspection, PlannedInspector, plan_inspectors
 from microtome.run.settings import Choice
 
 TILES = np.zeros((2, 8, 8, 3), np.uint8)

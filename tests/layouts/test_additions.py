@@ -14,7 +14,7 @@ from run_checks import leftovers
 
 from microtome.__main__ import main
 from microtome.errors import LayoutError
-from microtome.run import exporting
+from microtome.run.exchange import exporting
 from microtome.store.identity import make_identity
 from microtome.testing import make_slide
 

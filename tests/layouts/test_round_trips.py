@@ -15,7 +15,7 @@ from layouts.stores import LAYOUTS, content
 from run_checks import leftovers
 
 from microtome.__main__ import main
-from microtome.run import exporting
+from microtome.run.exchange import exporting
 from microtome.store.exchange import ENCODER, GEOMETRY
 
 NAMES = [name for name in ENCODER if name not in ("identity", "weights")]

@@ -13,7 +13,7 @@ from migration.parity import drive
 from PIL import Image
 
 from microtome.__main__ import main
-from microtome.run.attributes import find_said
+from microtome.run.slides.attributes import find_said
 from microtome.testing import make_slide
 
 LINES = ["preset=atlaspatch", "segmenter=none", "engine=inline", "tiler.size=256"]

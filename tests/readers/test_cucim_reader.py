@@ -18,7 +18,7 @@ from microtome.testing import make_slide
 from microtome_readers import CucimConfig, TiffConfig, cucim_check
 from microtome_readers.cucim_check import check_file
 from microtome_readers.cucim_reader import CucimReader
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 RGB = tiffs.colours(300, 400)
 

@@ -9,7 +9,7 @@ from readers import tiffs
 from readers.jpegslides import Recipe, write
 
 from microtome_readers import TiffConfig
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 RECIPES = {
     "4:2:0": Recipe(sizes=()),

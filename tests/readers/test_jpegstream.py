@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from readers import tiffs
 
-from microtome_readers.jpegstream import JpegChecker, parse_jpeg
+from microtome_readers.tiff.jpegstream import JpegChecker, parse_jpeg
 
 
 def stream(**options) -> bytes:
@@ -108,7 +108,7 @@ def test_any_cut_is_told():
 def test_a_header_that_is_known_is_not_parsed_again(monkeypatch):
     checker = JpegChecker(None, (64, 48, 3))
     first = checker.check(WHOLE)
-    monkeypatch.setattr("microtome_readers.jpegstream.parse_jpeg", None)
+    monkeypatch.setattr("microtome_readers.tiff.jpegstream.parse_jpeg", None)
     assert checker.check(WHOLE + b"\0\0") is first
     with pytest.raises(ValueError, match="truncated"):
         checker.check(WHOLE[:-2])

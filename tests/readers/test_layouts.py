@@ -13,8 +13,8 @@ from readers.jpegslides import APERIO, Recipe, picture, tiles, write
 from microtome.errors import SlideOpenError
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef
-from microtome_readers.layouts import find_known
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.layouts import find_known
+from microtome_readers.tiff.reader import TiffReader
 
 PLAIN = Recipe(aperio=False, sizes=())
 

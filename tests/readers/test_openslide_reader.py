@@ -15,7 +15,7 @@ from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.imaging import read_tiles
 from microtome_readers import OpenSlideConfig, TiffConfig, openslide_reader
 from microtome_readers.openslide_reader import OpenSlideReader
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 RGB = tiffs.colours(600, 801)
 HALF = tiffs.colours(299, 400)

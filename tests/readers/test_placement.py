@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from readers import tiffs
 
 from microtome.slide.types import Level
-from microtome_readers.placement import Placement, interpolate, place, read_placed
+from microtome_readers.tiff.placement import Placement, interpolate, place, read_placed
 
 PIXELS = tiffs.colours(40, 50)
 LEVEL = Level(width=50, height=40, downsample=2.0)

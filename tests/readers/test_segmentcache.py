@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from microtome_readers.segmentcache import SegmentCache
+from microtome_readers.tiff.segmentcache import SegmentCache
 
 A, B, C = (0, 0, 0), (0, 0, 1), (0, 0, 2)
 SHAPE = (5, 5, 4)

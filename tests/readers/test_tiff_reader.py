@@ -14,7 +14,7 @@ from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef
 from microtome_readers import TiffConfig
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 RGB = tiffs.colours()
 RGBA = tiffs.colours(channels=4)

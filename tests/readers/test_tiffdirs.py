@@ -10,8 +10,8 @@ import tifffile
 from readers import tiffs
 from readers.jpegslides import Recipe, write
 
-from microtome_readers import tiffdirs as tags
-from microtome_readers.tiffdirs import read_directories
+from microtome_readers.tiff import dirs as tags
+from microtome_readers.tiff.dirs import read_directories
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])

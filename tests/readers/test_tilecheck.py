@@ -7,8 +7,8 @@ import tifffile
 from readers import tiffs
 
 from microtome.errors import SlideReadError
-from microtome_readers.tifftags import read_tags
-from microtome_readers.tilecheck import TileCheck
+from microtome_readers.tiff.tags import read_tags
+from microtome_readers.tiff.tilecheck import TileCheck
 
 WHOLE = (0, 0, 400, 300)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from microtome.errors import SlideReadError
-from microtome_readers.segmentcache import SegmentCache
-from microtome_readers.tilewalk import TileWalk
+from microtome_readers.tiff.segmentcache import SegmentCache
+from microtome_readers.tiff.tilewalk import TileWalk
 
 WIDE, HIGH = 130, 100
 TILE = (32, 16)

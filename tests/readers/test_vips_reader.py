@@ -20,7 +20,7 @@ from microtome.slide.types import SlideRef
 from microtome.testing import make_slide
 from microtome_readers import OpenSlideConfig, TiffConfig
 from microtome_readers.openslide_reader import OpenSlideReader
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 pytest.importorskip("pyvips")
 

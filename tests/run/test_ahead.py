@@ -14,11 +14,11 @@ from run_checks import files, leftovers, states
 
 import microtome
 from microtome.plugin import registry
-from microtome.run import ahead
-from microtome.run.plan import make_plan
+from microtome.run.planning.plan import make_plan
 from microtome.run.progress import SilentReporter
 from microtome.run.queue import SlideQueue
 from microtome.run.settings import Choice, ClaimSettings, RunConfig
+from microtome.run.slides import ahead
 from microtome.run.working import History, work_on
 from microtome.slide.types import SlideRef
 from microtome.store.claims import Attempt, read_attempts

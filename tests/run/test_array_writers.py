@@ -8,6 +8,7 @@ import pytest
 
 from microtome.errors import ConfigError
 from microtome.plugin.registry import configure, get_registry
+from microtome.run.planning.writers import plan_writers
 from microtome.run.settings import (
     Choice,
     EncoderChoice,
@@ -15,7 +16,6 @@ from microtome.run.settings import (
     RunConfig,
     SlideEncoderChoice,
 )
-from microtome.run.writers import plan_writers
 from microtome_writers.hdf5 import Hdf5Writer
 
 

@@ -10,8 +10,8 @@ import pytest
 from numbered import TILE, Numbered, grid_of
 
 from microtome.errors import SlideReadError
-from microtome.run import batches as batches_module
-from microtome.run.batches import BatchReader, fresh
+from microtome.run.slides import batches as batches_module
+from microtome.run.slides.batches import BatchReader, fresh
 from microtome.slide.types import TileGrid
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from microtome.plugin import EncoderCard, EncoderSpec
-from microtome.run import budget
+from microtome.run.planning import budget
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_reading_leaves_torch_as_it_was_in_a_thread_that_is_new_to_it():
     code = (
         "import torch\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from microtome.run import budget\n"
+        "from microtome.run.planning import budget\n"
         "torch.set_num_threads(3)\n"
         "def work():\n"
         "    with budget.keep_torch_threads():\n"

@@ -17,8 +17,8 @@ from microtome.errors import ConfigError
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl, option
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.specs import Transform
-from microtome.run import outputs
-from microtome.run.dense import dense_layout
+from microtome.run.planning import outputs
+from microtome.run.slides.dense import dense_layout
 from microtome.slide.batch import prepare_tiles
 from microtome.slide.types import TileGeometry
 

@@ -7,7 +7,7 @@ import torch
 
 from microtome.errors import ConfigError
 from microtome.plugin import EncoderCard, EncoderSpec
-from microtome.run.devices import describe_fallback, resolve_device, resolve_precision
+from microtome.run.planning.devices import describe_fallback, resolve_device, resolve_precision
 from microtome.run.settings import EncoderChoice
 
 PLAIN = EncoderSpec(name="plain", target="x:Y", summary="numpy")

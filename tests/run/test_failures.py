@@ -20,8 +20,8 @@ from microtome.errors import (
     StoreError,
 )
 from microtome.plugin import registry
-from microtome.run import pipeline
 from microtome.run.progress import SilentReporter
+from microtome.run.slides import pipeline
 from microtome.store.status import read_status
 
 

@@ -16,7 +16,7 @@ from run_checks import files, leftovers, states
 
 from microtome.config import app
 from microtome.errors import OutputError, StoreError
-from microtome.run import pipeline
+from microtome.run.slides import pipeline
 from microtome.store import atomic
 from microtome.store.atomic import wrap_errors
 

@@ -16,12 +16,12 @@ from run_checks import ids, leftovers, states, touch
 
 from microtome.errors import InputError, MicrotomeError, SlideReadError, one_line
 from microtome.plugin.registry import get_registry
-from microtome.run import paths
-from microtome.run.changes import Unchanged
-from microtome.run.companions import series_uid
-from microtome.run.ids import MAX_PATH_BYTES
-from microtome.run.inputs import SlideList, find_slides
-from microtome.run.paths import absolute
+from microtome.run.inputs import paths
+from microtome.run.inputs.changes import Unchanged
+from microtome.run.inputs.companions import series_uid
+from microtome.run.inputs.finding import SlideList, find_slides
+from microtome.run.inputs.ids import MAX_PATH_BYTES
+from microtome.run.inputs.paths import absolute
 from microtome.run.settings import RunConfig
 from microtome.store.status import read_status
 
@@ -264,7 +264,7 @@ class TestPaths:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return scan(folder)
 
-        monkeypatch.setattr("microtome.run.inputs.os.scandir", scandir)
+        monkeypatch.setattr("microtome.run.inputs.finding.os.scandir", scandir)
         found = find("d", recursive=True)
         assert ids(found) == ["a"]
         assert found.notes == (f"{tmp_path / 'd/locked'}: cannot be read: Permission denied",)
@@ -425,7 +425,7 @@ class TestChanges:
     def test_fails_that_slide_and_publishes_nothing(
         self, go, slide, tmp_path, monkeypatch, change, moment, writer
     ):
-        from microtome.run import pipeline, production
+        from microtome.run.slides import pipeline, production
 
         shutil.copy(slide, tmp_path / "slides/two.svs")
         target = tmp_path / "slides/one.svs"
@@ -458,7 +458,7 @@ class TestChanges:
 
     def test_is_why_a_reader_fails(self, go, slide, tmp_path, monkeypatch):
         """Not what the reader says, who finds the file cut short."""
-        from microtome.run.pixels import PixelPass
+        from microtome.run.slides.pixels import PixelPass
 
         def cut(self, reader, grid):
             TestChanges.truncate(slide)
@@ -471,7 +471,7 @@ class TestChanges:
 
 
 def test_a_slide_that_becomes_a_pipe_fails_alone(go, slide, tmp_path, monkeypatch):
-    from microtome.run import pipeline
+    from microtome.run.slides import pipeline
 
     shutil.copy(slide, tmp_path / "slides/two.svs")
     original = pipeline.SlideWork._open

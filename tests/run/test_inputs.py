@@ -13,8 +13,8 @@ from run_checks import ids, touch
 from microtome.errors import InputError
 from microtome.plugin import ReaderSpec, hookimpl
 from microtome.plugin.registry import Registry
-from microtome.run.companions import series_uid
-from microtome.run.inputs import SlideList, find_slides
+from microtome.run.inputs.companions import series_uid
+from microtome.run.inputs.finding import SlideList, find_slides
 from microtome.run.settings import Choice, RunConfig
 
 WSI = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".mrxs", ".dcm")

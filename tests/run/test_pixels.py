@@ -15,10 +15,10 @@ from microtome.errors import EncoderError, SlideReadError
 from microtome.plugin import EncoderCard, EncoderSpec
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.registry import get_registry
-from microtome.run.budget import Threads
-from microtome.run.encoders import PlannedEncoder
-from microtome.run.pixels import PixelPass, Sink
+from microtome.run.planning.budget import Threads
+from microtome.run.planning.encoders import PlannedEncoder
 from microtome.run.settings import FilterSettings
+from microtome.run.slides.pixels import PixelPass, Sink
 from microtome.store.publish import FeatureScratch
 
 

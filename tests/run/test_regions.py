@@ -112,7 +112,7 @@ def test_features_by_region_come_later_without_a_pixel(go, slide, tmp_path, writ
         before = stored.features("mean")
         assert "region_features/mean" not in stored.array_names()
     with monkeypatch.context() as patched:
-        patched.setattr("microtome.run.production.PixelPass", None)
+        patched.setattr("microtome.run.slides.production.PixelPass", None)
         assert states(go(slide, region_features=True, **options)) == ["done"]
         assert states(go(slide, region_features=True, **options)) == ["reused"]
         assert states(go(slide, **options)) == ["reused"]

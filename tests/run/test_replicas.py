@@ -19,12 +19,12 @@ from microtome.errors import ConfigError, EncoderError
 from microtome.plugin import EncoderCard, EncoderSpec
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.registry import configure, get_registry
-from microtome.run.budget import Threads, share_threads
-from microtome.run.devices import resolve_devices
-from microtome.run.encoders import PlannedEncoder, make_encoder
-from microtome.run.pixels import PixelPass
-from microtome.run.replicas import Lanes, Replica
+from microtome.run.planning.budget import Threads, share_threads
+from microtome.run.planning.devices import resolve_devices
+from microtome.run.planning.encoders import PlannedEncoder, make_encoder
 from microtome.run.settings import EncoderChoice, RunConfig
+from microtome.run.slides.pixels import PixelPass
+from microtome.run.slides.replicas import Lanes, Replica
 from microtome.store.publish import FeatureScratch
 from microtome.testing import make_slide
 

@@ -12,7 +12,7 @@ from run_checks import files, states
 from microtome.errors import (
     PluginError,
 )
-from microtome.run import pipeline, pixels
+from microtome.run.slides import pipeline, pixels
 
 
 def test_a_second_run_reuses_everything(go, slide, tmp_path):

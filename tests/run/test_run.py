@@ -13,7 +13,7 @@ from PIL import Image
 from run_checks import files, leftovers, states
 
 import microtome
-from microtome.run import batches
+from microtome.run.slides import batches
 from microtome.store.status import read_status
 
 

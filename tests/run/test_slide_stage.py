@@ -14,8 +14,8 @@ import zarr
 from run_checks import states
 
 from microtome.errors import ConfigError, PluginError
-from microtome.run import bagging, pixels
-from microtome.run.memory import free_memory
+from microtome.run.planning.memory import free_memory
+from microtome.run.slides import bagging, pixels
 from microtome.store.status import read_status
 
 TILER = {"grid": {}}

@@ -10,8 +10,9 @@ import standins
 
 from microtome.errors import ConfigError, PluginError
 from microtome.plugin.registry import configure, get_registry
-from microtome.run.models import plan_slide_encoders
-from microtome.run.plan import make_plan
+from microtome.run.planning.models import plan_slide_encoders
+from microtome.run.planning.plan import make_plan
+from microtome.run.planning.solve import solve
 from microtome.run.settings import (
     Choice,
     EncoderChoice,
@@ -19,7 +20,6 @@ from microtome.run.settings import (
     RunConfig,
     SlideEncoderChoice,
 )
-from microtome.run.solve import solve
 
 
 @pytest.fixture(scope="module")

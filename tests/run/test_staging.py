@@ -19,15 +19,15 @@ import pytest
 from microtome.config.argv import parse
 from microtome.errors import ConfigError, InputError, MissingDependencyError, SlideOpenError
 from microtome.plugin.registry import get_registry
-from microtome.run import cache as cache_module
-from microtome.run import staging
-from microtome.run.cache import SlideCache, TooLargeError
-from microtome.run.plan import make_plan
+from microtome.run.inputs import cache as cache_module
+from microtome.run.inputs import staging
+from microtome.run.inputs.cache import SlideCache, TooLargeError
+from microtome.run.inputs.sources import LocalSource, check_urls, is_url, url_path
+from microtome.run.inputs.staging import StagedQueue
+from microtome.run.planning.plan import make_plan
 from microtome.run.progress import SilentReporter
 from microtome.run.queue import Assignment
 from microtome.run.settings import EncoderChoice, RunConfig, StagingSettings
-from microtome.run.sources import LocalSource, check_urls, is_url, url_path
-from microtome.run.staging import StagedQueue
 from microtome.slide.types import SlideRef
 from microtome.store.atomic import take_turn
 from microtome.store.status import SlideStatus
@@ -232,8 +232,8 @@ def test_what_others_were_killed_over_is_no_obstacle(tmp_path, files):
     near = tmp_path / "near"
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from microtome.run.cache import SlideCache\n"
-        "from microtome.run.sources import LocalSource\n"
+        "from microtome.run.inputs.cache import SlideCache\n"
+        "from microtome.run.inputs.sources import LocalSource\n"
         "from microtome.slide.types import SlideRef\n"
         "source = LocalSource(SlideRef(path=Path(sys.argv[1]), slide_id='a'))\n"
         "kill = lambda count: os.kill(os.getpid(), 9)\n"
@@ -654,7 +654,7 @@ def test_urls_in_a_manifest_and_of_one_stem(go, slide, tmp_path, memory):
 
 
 def test_a_remote_slide_of_many_files(memory, tmp_path):
-    from microtome.run.sources import RemoteSource
+    from microtome.run.inputs.sources import RemoteSource
 
     memory.makedirs("/far/m/deep", exist_ok=True)
     for name in ("m.mrxs", "m/Slidedat.ini", "m/deep/Data.dat", "other.svs"):
@@ -670,7 +670,7 @@ def test_a_remote_slide_of_many_files(memory, tmp_path):
 
 
 def test_the_parts_that_an_index_names(memory, tmp_path):
-    from microtome.run.sources import RemoteSource
+    from microtome.run.inputs.sources import RemoteSource
 
     memory.makedirs("/far", exist_ok=True)
     memory.pipe_file("/far/x.vms", b"[Virtual Microscope]\nImageFile=part 1.jpg\nNoLayers=1\n")
@@ -681,7 +681,7 @@ def test_the_parts_that_an_index_names(memory, tmp_path):
 
 
 def test_a_remote_dicom_folder_comes_whole(memory):
-    from microtome.run.sources import RemoteSource
+    from microtome.run.inputs.sources import RemoteSource
 
     memory.makedirs("/far", exist_ok=True)
     for name in ("1.dcm", "2.dcm", "3.DCM", "notes.txt"):
@@ -691,7 +691,7 @@ def test_a_remote_dicom_folder_comes_whole(memory):
 
 
 def test_a_server_that_does_not_say_how_much_is_not_trusted(memory, monkeypatch):
-    from microtome.run.sources import RemoteSource
+    from microtome.run.inputs.sources import RemoteSource
 
     memory.pipe_file("/a.svs", b"x")
     source = RemoteSource("memory://a.svs")

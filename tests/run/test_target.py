@@ -7,7 +7,7 @@ import pytest
 from microtome.errors import ConfigError
 from microtome.plugin import EncoderCard
 from microtome.plugin.registry import get_registry
-from microtome.run.target import name_tiling, settle_target, target_fields
+from microtome.run.planning.target import name_tiling, settle_target, target_fields
 from microtome.slide import Edge, GridConfig
 from microtome.store.identity import describe
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microtome.errors import ConfigError, GeometryError
-from microtome.run.target import settle_target
+from microtome.run.planning.target import settle_target
 from microtome.slide import Edge, GridConfig, Lattice, TissueRule, microtome_tilers
 from microtome.slide.overlay import draw_overlay
 from microtome.slide.regions import REGION, find_regions, group_tiles, view_regions

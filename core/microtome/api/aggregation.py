@@ -21,11 +21,11 @@ from microtome.errors import ConfigError, StoreError
 from microtome.plugin.protocols import StoredSlide
 from microtome.plugin.registry import Registry, configure
 from microtome.plugin.specs import EncoderCard, EncoderSpec, WriterSpec
-from microtome.run.bagging import check_bag, check_output, make_bag, refuse_large
-from microtome.run.embedding import encode, to_store
-from microtome.run.identities import embedding_identity, refuse_difference
-from microtome.run.models import PlannedModel, plan_slide_encoders
+from microtome.run.planning.models import PlannedModel, plan_slide_encoders
 from microtome.run.settings import EncoderChoice, RunConfig
+from microtome.run.slides.bagging import check_bag, check_output, make_bag, refuse_large
+from microtome.run.slides.embedding import encode, to_store
+from microtome.run.slides.identities import embedding_identity, refuse_difference
 from microtome.slide.bags import TileBag
 from microtome.store.arrays import array_names
 from microtome.store.attributes import parse_fields
@@ -34,7 +34,7 @@ from microtome.store.publish import FeatureSet, SlideContent, publish_slide
 
 if TYPE_CHECKING:
     from microtome.api.models import Model
-    from microtome.run.encoders import PlannedEncoder
+    from microtome.run.planning.encoders import PlannedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from microtome.api.runs import choose
 from microtome.errors import ConfigError
 from microtome.plugin.registry import configure
 from microtome.plugin.specs import EncoderCard, SlideEncoderSpec
-from microtome.run.target import misfit, settle_target
+from microtome.run.planning.target import misfit, settle_target
 
 if TYPE_CHECKING:
     from microtome.api.models import Model

@@ -20,8 +20,8 @@ from microtome.api.slide import Slide
 from microtome.errors import ConfigError, InputError, SlideError, SlideOpenError
 from microtome.plugin.registry import configure, get_registry
 from microtome.plugin.specs import EncoderSpec, Transform
-from microtome.run.companions import Companions
-from microtome.run.exporting import find_stores
+from microtome.run.exchange.exporting import find_stores
+from microtome.run.inputs.companions import Companions
 from microtome.slide.batch import TileBatch
 from microtome.slide.imaging import read_tiles
 from microtome.slide.opening import AUTO, OpenedSlide, open_slide

@@ -23,15 +23,15 @@ from microtome.api.runs import carry_out, compose
 from microtome.api.samples import Sample, write_rows
 from microtome.errors import ConfigError, EmbeddingError
 from microtome.plugin.registry import configure
+from microtome.run.planning.target import settle_target
 from microtome.run.progress import make_reporter
-from microtome.run.target import settle_target
 from microtome.store.status import FAILED, SlideStatus
 
 if TYPE_CHECKING:
     from microtome.api.models import Model
     from microtome.plugin.registry import Registry
-    from microtome.run.patients import PatientStatus
-    from microtome.run.plan import RunPlan
+    from microtome.run.patients.patients import PatientStatus
+    from microtome.run.planning.plan import RunPlan
     from microtome.run.settings import RunConfig
     from microtome.run.summary import RunResult
 

@@ -11,7 +11,8 @@ from uuid import uuid4
 from microtome.errors import ConfigError
 from microtome.plugin.files import add_files, find_files
 from microtome.plugin.registry import Registry, configure, get_registry, unknown
-from microtome.run.plan import RunPlan, make_plan
+from microtome.run.planning.plan import RunPlan, make_plan
+from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter
 from microtome.run.runner import plan_passes, run_plan
 from microtome.run.settings import (
@@ -26,7 +27,6 @@ from microtome.run.settings import (
     StagingSettings,
     TissueSettings,
 )
-from microtome.run.solve import solve
 from microtome.run.summary import RunResult, join_results
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]

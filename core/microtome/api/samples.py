@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from microtome.errors import ConfigError, InputError
 from microtome.plugin.registry import Registry, configure, unknown
-from microtome.run.paths import absolute
-from microtome.run.sources import is_url, url_path
-from microtome.run.tables import ManifestEntry, parse_mpp, read_manifest
+from microtome.run.inputs.paths import absolute
+from microtome.run.inputs.sources import is_url, url_path
+from microtome.run.inputs.tables import ManifestEntry, parse_mpp, read_manifest
 from microtome.store.atomic import write_bytes
 
 

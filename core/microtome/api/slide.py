@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from microtome.plugin.protocols import EncoderOutput
 from microtome.plugin.registry import configure, get_registry
 from microtome.plugin.specs import EncoderSpec, SegmenterSpec
-from microtome.run.budget import cpu_budget
-from microtome.run.encoders import PlannedEncoder, make_encoder
-from microtome.run.outputs import EMBEDDING
-from microtome.run.pixels import Tiles, encode, iterate_tiles
+from microtome.run.planning.budget import cpu_budget
+from microtome.run.planning.encoders import PlannedEncoder, make_encoder
+from microtome.run.planning.outputs import EMBEDDING
 from microtome.run.settings import EncoderChoice, TissueSettings
-from microtome.run.tissue import find_tissue
+from microtome.run.slides.pixels import Tiles, encode, iterate_tiles
+from microtome.run.slides.tissue import find_tissue
 from microtome.slide import opening
 from microtome.slide.batch import TileBatch
 from microtome.slide.imaging import render_view

@@ -21,7 +21,7 @@ from microtome.plugin.specs import (
     TileNeed,
     Transform,
 )
-from microtome.run.solve import describe_need
+from microtome.run.planning.solve import describe_need
 
 _WIDTH = 100
 _LICENCE = 28

@@ -12,7 +12,7 @@ from microtome.config.schema import typed
 from microtome.errors import ConfigError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import LayoutSpec
-from microtome.run.exporting import Chosen, Outcome
+from microtome.run.exchange.exporting import Chosen, Outcome
 from microtome.run.runner import EXIT_FAILED_SLIDES
 
 

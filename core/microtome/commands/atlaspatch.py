@@ -306,8 +306,7 @@ def _named(kind: str, flag: str, text: str, registry: Registry) -> list[str]:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownPluginError(
-            f"{flag}: there is no {', '.join(unknown)}.{hint} Available: "
-            f"{', '.join(known)}."
+            f"{flag}: there is no {', '.join(unknown)}.{hint} Available: {', '.join(known)}."
         )
     return names
 

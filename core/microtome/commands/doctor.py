@@ -21,7 +21,7 @@ from microtome import __version__
 from microtome.commands._arguments import VerbParser
 from microtome.errors import MicrotomeError
 from microtome.plugin.registry import get_registry
-from microtome.run import budget
+from microtome.run.planning import budget
 
 NEEDED = ("numpy", "PIL", "openslide", "h5py", "zarr", "cv2", "tifffile", "imagecodecs")
 OPTIONAL = ("cucim", "pyvips", "torch", "torchvision", "timm")

@@ -20,7 +20,7 @@ from microtome.commands._names import LEVELS, domain_of, matches, resolve, spec_
 from microtome.errors import ConfigError
 from microtome.plugin.aliases import listed
 from microtome.plugin.registry import Registered, Registry, get_registry
-from microtome.run.outputs import DENSE
+from microtome.run.planning.outputs import DENSE
 
 
 def main(argv: list[str]) -> int:

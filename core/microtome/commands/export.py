@@ -11,7 +11,7 @@ from microtome.commands._arguments import VerbParser
 from microtome.commands._transfer import add_arguments, choose, chosen_features, tell
 from microtome.errors import ConfigError
 from microtome.plugin.registry import get_registry
-from microtome.run.exporting import export_output, find_tiling
+from microtome.run.exchange.exporting import export_output, find_tiling
 
 
 def main(argv: list[str]) -> int:

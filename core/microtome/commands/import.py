@@ -13,7 +13,7 @@ from pathlib import Path
 from microtome.commands._arguments import VerbParser
 from microtome.commands._transfer import add_arguments, choose, chosen_features, tell
 from microtome.plugin.registry import get_registry
-from microtome.run.importing import ImportOptions, import_folder
+from microtome.run.exchange.importing import ImportOptions, import_folder
 from microtome.store.layout import OutputLayout
 
 

@@ -22,8 +22,8 @@ from microtome.config.words import unasked_kinds
 from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.files import add_files
 from microtome.plugin.registry import Registry
-from microtome.run.inputs import find_slides
-from microtome.run.plan import check_run
+from microtome.run.inputs.finding import find_slides
+from microtome.run.planning.plan import check_run
 
 _NAME_MAX = 255  # bytes, on every file system in use
 _SHAPES_TILES = re.compile(r"(segmenter|tissue|filter|quality)(\.|$)|inspector\.")

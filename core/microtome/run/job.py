@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microtome.run.plan import RunPlan
+from microtome.run.planning.plan import RunPlan
 from microtome.slide.types import SlideRef
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from microtome.errors import StoreError
-from microtome.run.models import array_keys
-from microtome.run.plan import RunPlan
+from microtome.run.planning.models import array_keys
+from microtome.run.planning.plan import RunPlan
 from microtome.slide.types import SlideRef
 from microtome.store.arrays import array_names
 

@@ -15,7 +15,7 @@ from itertools import islice
 
 from microtome._version import __version__
 from microtome.errors import StoreError
-from microtome.run.plan import RunPlan
+from microtome.run.planning.plan import RunPlan
 from microtome.run.working import History
 from microtome.slide.types import SlideRef
 from microtome.store.claims import Attempt, Claim, Claims

@@ -15,19 +15,19 @@ from microtome.errors import MicrotomeError, OutputError, StoreError
 from microtome.plugin.files import add_files
 from microtome.plugin.protocols import Engine
 from microtome.plugin.registry import Registry, get_registry
-from microtome.run.attributes import provenance
-from microtome.run.budget import keep_memory
-from microtome.run.ids import Refused
-from microtome.run.inputs import SlideList, find_slides
+from microtome.run.inputs.finding import SlideList, find_slides
+from microtome.run.inputs.ids import Refused
 from microtome.run.job import Job
-from microtome.run.overlays import clashing
-from microtome.run.patient_stage import embed_patients
-from microtome.run.patients import find_patients
-from microtome.run.plan import RunPlan, make_plan
+from microtome.run.patients.patients import find_patients
+from microtome.run.patients.stage import embed_patients
+from microtome.run.planning.budget import keep_memory
+from microtome.run.planning.plan import RunPlan, make_plan
+from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter
 from microtome.run.settings import RunConfig
 from microtome.run.signals import signals_interrupt
-from microtome.run.solve import solve
+from microtome.run.slides.attributes import provenance
+from microtome.run.slides.overlays import clashing
 from microtome.run.summary import (
     RunResult,
     add_profiles,

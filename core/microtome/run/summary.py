@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import one_line
-from microtome.run.plan import RunPlan
+from microtome.run.planning.plan import RunPlan
 from microtome.run.progress import duration
 from microtome.slide.clock import STAGES
 from microtome.store.status import FAILED, SlideStatus
 
 if TYPE_CHECKING:
-    from microtome.run.patients import PatientStatus
+    from microtome.run.patients.patients import PatientStatus
 
 
 @dataclass(eq=False, kw_only=True)

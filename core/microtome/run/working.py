@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from microtome.run.pipeline import process_slide
-from microtome.run.plan import RunPlan
+from microtome.run.planning.plan import RunPlan
 from microtome.run.progress import Reporter
 from microtome.run.settings import DEFAULT_BATCH_SIZE
+from microtome.run.slides.pipeline import process_slide
 from microtome.slide.types import SlideRef
 from microtome.store.status import SlideStatus
 

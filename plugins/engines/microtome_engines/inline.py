@@ -8,12 +8,12 @@ from contextlib import closing
 
 from microtome.plugin import NoConfig
 from microtome.run.events import open_log
+from microtome.run.inputs.staging import StagedQueue
 from microtome.run.job import Job
 from microtome.run.loading import load_needed
-from microtome.run.plan import RunPlan
+from microtome.run.planning.plan import RunPlan
 from microtome.run.progress import Reporter, TeeReporter
 from microtome.run.queue import Assignment
-from microtome.run.staging import StagedQueue
 from microtome.run.working import work_on
 from microtome.store.status import SlideStatus
 

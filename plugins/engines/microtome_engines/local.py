@@ -16,12 +16,12 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 
 from microtome.errors import ConfigError, EngineError, MicrotomeError
-from microtome.run.budget import cpu_budget
 from microtome.run.events import open_log
+from microtome.run.inputs.staging import StagedQueue
 from microtome.run.job import Job
 from microtome.run.loading import needs_encoders
+from microtome.run.planning.budget import cpu_budget
 from microtome.run.progress import Reporter, TeeReporter
-from microtome.run.staging import StagedQueue
 from microtome.store.status import SlideStatus
 from microtome_engines import LocalConfig
 from microtome_engines.memory import memory_share

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from microtome.run.budget import cpu_budget
+from microtome.run.planning.budget import cpu_budget
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")

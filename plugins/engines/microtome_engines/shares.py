@@ -24,7 +24,7 @@ from microtome.plugin.files import add_files
 from microtome.plugin.registry import get_registry
 from microtome.run.events import Event, EventFollower, EventLog
 from microtome.run.job import Job
-from microtome.run.plan import make_plan, name_round
+from microtome.run.planning.plan import make_plan, name_round
 from microtome.run.settings import RunConfig
 from microtome.run.signals import Terminated, signals_interrupt
 from microtome.slide.types import SlideRef

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from microtome.errors import MicrotomeError
 from microtome.plugin.files import add_files
 from microtome.plugin.registry import get_registry
-from microtome.run.budget import keep_memory
 from microtome.run.events import open_log
-from microtome.run.plan import make_plan
+from microtome.run.planning.budget import keep_memory
+from microtome.run.planning.plan import make_plan
 from microtome.run.progress import SilentReporter, TeeReporter
 from microtome.run.settings import RunConfig
 from microtome.run.signals import Terminated, signals_interrupt

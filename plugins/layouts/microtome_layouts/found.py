@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from microtome.errors import ConfigError, GeometryError, StoreError
 from microtome.plugin.registry import Registered, configure, get_registry, unknown
 from microtome.plugin.specs import LayoutSpec, WriterSpec
-from microtome.run.foreign import check_extent, digest, hashes, in_order
+from microtome.run.exchange.foreign import check_extent, digest, hashes, in_order
 from microtome.slide.types import SlideInfo, SlideRef, TileGeometry, TileGrid
 from microtome.store.exchange import FoundSlide, SlideFacts
 from microtome.store.identity import IDENTITY

@@ -64,7 +64,7 @@ def microtome_readers() -> Iterator[ReaderSpec]:
     )
     yield ReaderSpec(
         name="tiff",
-        target="microtome_readers.tiff_reader:TiffReader",
+        target="microtome_readers.tiff.reader:TiffReader",
         summary="TIFF: plain JPEG pyramids directly, the others through tifffile",
         config=TiffConfig,
         requires=("tifffile", "imagecodecs", "cv2"),

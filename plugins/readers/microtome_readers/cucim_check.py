@@ -17,7 +17,7 @@ from typing import Any
 import tifffile
 
 from microtome.errors import SlideOpenError
-from microtome_readers.tifftags import JPEG, JPEG2000, TiffTags, read_tags
+from microtome_readers.tiff.tags import JPEG, JPEG2000, TiffTags, read_tags
 
 _lock = threading.Lock()
 

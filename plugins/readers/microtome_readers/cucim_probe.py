@@ -14,7 +14,7 @@ import numpy as np
 from microtome.errors import SlideError
 from microtome_readers import TiffConfig
 from microtome_readers.cucim_reader import CUCIM_ERRORS, CucimFile
-from microtome_readers.tiff_reader import TiffReader
+from microtome_readers.tiff.reader import TiffReader
 
 _TOLERANCE = 2.0
 """Mean grey levels: other decoders round otherwise, garbage is far beyond."""

@@ -20,9 +20,9 @@ from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import Level, SlideInfo
 from microtome_readers import CucimConfig
 from microtome_readers.cucim_check import check_file
-from microtome_readers.placement import Box, Placement, Region, place, read_placed
-from microtome_readers.tifftags import JPEG, describe_levels, whole_downsamples
-from microtome_readers.tilecheck import TileCheck
+from microtome_readers.tiff.placement import Box, Placement, Region, place, read_placed
+from microtome_readers.tiff.tags import JPEG, describe_levels, whole_downsamples
+from microtome_readers.tiff.tilecheck import TileCheck
 
 CUCIM_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 """What cuCIM raises."""

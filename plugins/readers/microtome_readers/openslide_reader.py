@@ -16,8 +16,8 @@ from openslide import lowlevel
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome.slide.types import RGB, WHITE, Level, SlideInfo
 from microtome_readers import OpenSlideConfig
-from microtome_readers.plausible import check_claim, check_tile
-from microtome_readers.tiffdirs import check_directories
+from microtome_readers.tiff.dirs import check_directories
+from microtome_readers.tiff.plausible import check_claim, check_tile
 
 _read_region: Any = getattr(lowlevel, "_read_region", None)
 _convert: Any = getattr(lowlevel, "_convert", None)
@@ -170,7 +170,7 @@ def _refuse_deep(path: Path) -> None:
     """Refuse a plain TIFF of more than 8 bits: OpenSlide would scale it without a word."""
     import tifffile  # 0.2 s, which other formats need not wait for
 
-    from microtome_readers.tifftags import TAG_ERRORS
+    from microtome_readers.tiff.tags import TAG_ERRORS
 
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:

@@ -14,15 +14,15 @@ from tifffile import EXTRASAMPLE, PHOTOMETRIC
 from microtome.errors import SlideOpenError, SlideReadError
 from microtome.plugin import NoConfig
 from microtome.slide.types import SlideInfo
-from microtome_readers.placement import Box, place, read_placed
-from microtome_readers.tifftags import (
+from microtome_readers.tiff.placement import Box, place, read_placed
+from microtome_readers.tiff.tags import (
     JPEG2000,
     TiffTags,
     describe_levels,
     read_tags,
     whole_downsamples,
 )
-from microtome_readers.tilecheck import TileCheck
+from microtome_readers.tiff.tilecheck import TileCheck
 
 try:
     import pyvips

@@ -9,7 +9,7 @@ import pytest
 
 from microtome.plugin.registry import Registered, Registry
 from microtome.run.job import Job
-from microtome.run.plan import make_plan
+from microtome.run.planning.plan import make_plan
 from microtome.run.progress import SilentReporter
 from microtome.run.settings import RunConfig
 from microtome.slide.types import SlideRef

@@ -13,7 +13,7 @@ import pytest
 from microtome.errors import LayoutError, MicrotomeError
 from microtome.plugin.registry import Registered, Registry
 from microtome.plugin.specs import LayoutSpec
-from microtome.run.attributes import tile_attributes
+from microtome.run.slides.attributes import tile_attributes
 from microtome.slide import GridConfig
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import SlideRef

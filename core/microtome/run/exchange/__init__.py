@@ -1,0 +1,1 @@
+"""Finished slides into other tools' files, and back."""

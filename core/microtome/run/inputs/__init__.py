@@ -1,0 +1,1 @@
+"""From what a user names to slides at hand: found, told apart, copied near."""

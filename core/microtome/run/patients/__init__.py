@@ -1,0 +1,1 @@
+"""Patients, after their slides."""

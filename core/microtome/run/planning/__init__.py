@@ -1,0 +1,1 @@
+"""A run resolved before any slide is opened: tilings, plugins, devices, CPUs."""

@@ -1,0 +1,1 @@
+"""One slide, stage by stage: tissue, tiles, the one pass over its pixels, what is published."""

@@ -1,0 +1,238 @@
+"""What each stage of a slide depends on, and the refusal of what another configuration made.
+
+Each identity holds its upstream's: a mask depends on the slide, coordinates on the mask,
+features and images on the coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from microtome.errors import IdentityError, MicrotomeError
+from microtome.run.planning.encoders import PlannedEncoder
+from microtome.run.planning.models import PlannedModel
+from microtome.run.planning.plan import RunPlan
+from microtome.run.planning.quality import PlannedInspector
+from microtome.run.planning.writers import PlannedImages
+from microtome.run.settings import FilterSettings, TissueSettings
+from microtome.run.slides.attributes import RESAMPLE_VERSION
+from microtome.slide.opening import OpenedSlide
+from microtome.slide.types import SlideRef
+from microtome.store.attributes import parse_fields
+from microtome.store.identity import (
+    Identity,
+    describe,
+    difference,
+    fingerprint,
+    make_identity,
+)
+
+VERSIONS = {"view": 1, "cleaning": 1, "filter": 1, "resample": RESAMPLE_VERSION}
+"""Of the core's own steps, part of every identity that they touch: raised when results change."""
+
+
+BAG_VERSION = 1
+"""Of how tiles become a bag, part of the identity of every embedding of a slide."""
+
+
+def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Identity:
+    """Identify a slide's mask.
+
+    Args:
+        plan: The resolved run.
+        slide: The open slide.
+        slide_print: Its fingerprint.
+    """
+    fields: dict[str, Any] = {
+        "slide": slide_print,
+        "segmenter": plan.segmenter_fields,
+        "versions": {name: VERSIONS[name] for name in ("view", "cleaning")},
+    }
+    if cleaning := _chosen(plan.config.tissue):
+        fields["cleaning"] = cleaning
+    if slide.ref.mpp is not None:
+        fields["mpp"] = slide.ref.mpp
+    if reader := _reader(plan, slide):
+        fields["reader"] = reader
+    sources = getattr(plan.segmenter, "sources", None)
+    if sources is not None and (files := sources(slide.ref)):
+        fields["sources"] = {file.name: fingerprint(file) for file in files}
+    return make_identity("tissue", fields)
+
+
+def coords_identity(plan: RunPlan, tissue: Identity, ref: SlideRef) -> Identity:
+    """Identify a slide's coordinates."""
+    fields: dict[str, Any] = {"tissue": dict(tissue.fields), "tiler": plan.tiler_fields}
+    upstream = getattr(plan.tiler, "upstream", None)
+    if upstream is not None:
+        fields["tiles"] = dict(upstream(ref))
+    if plan.config.filter.enabled:
+        fields["filter"] = _chosen(plan.config.filter)
+        fields["versions"] = {name: VERSIONS[name] for name in ("filter", "resample")}
+    if plan.config.quality.drop and plan.inspectors:
+        fields["quality"] = _with_limits(plan)
+        fields["versions"] = {**fields.get("versions", {}), "resample": VERSIONS["resample"]}
+    return make_identity("coords", fields)
+
+
+def score_identity(inspector: PlannedInspector, coords: Identity) -> Identity:
+    """Identify an inspector's scores of a slide: whatever the limits on them."""
+    fields = {
+        "coords": coords.digest,
+        "inspector": inspector.fields,
+        "versions": {"resample": VERSIONS["resample"]},
+    }
+    return make_identity("quality", fields)
+
+
+def feature_identity(plan: RunPlan, encoder: PlannedEncoder, coords: Identity) -> Identity:
+    """Identify an encoder's features of a slide."""
+    fields = {
+        "coords": coords.digest,
+        "encoder": encoder.fields,
+        "dtype": plan.config.feature_dtype,
+        "versions": {"resample": VERSIONS["resample"]},
+    }
+    return make_identity("features", fields)
+
+
+def slide_identity(plan: RunPlan, planned: PlannedModel, coords: Identity) -> Identity:
+    """Identify what a slide encoder makes of a slide: by its contract, too."""
+    return embedding_identity(planned, _read(plan, planned, coords))
+
+
+def embedding_identity(planned: PlannedModel, features: Mapping[str, str]) -> Identity:
+    """Identify what a slide encoder makes of features.
+
+    Args:
+        planned: The encoder.
+        features: Their identities, by the key that it knows them by.
+    """
+    fields = {
+        "features": dict(features),
+        "slide_encoder": dict(planned.fields),
+        "contract": [dict(promise) for promise in planned.contract],
+        "versions": {"bag": BAG_VERSION},
+    }
+    return make_identity("slide_features", fields)
+
+
+def _read(plan: RunPlan, planned: PlannedModel, coords: Identity) -> dict[str, str]:
+    """Give the identities of the features that an encoder reads, by the key it knows them by."""
+    encoders = {encoder.name: encoder for encoder in plan.encoders}
+    return {
+        key: feature_identity(plan, encoders[name], coords).digest
+        for key, name in planned.reads.items()
+    }
+
+
+def image_identity(image: PlannedImages, coords: Identity) -> Identity:
+    """Identify a slide's tile images."""
+    fields = {
+        "coords": dict(coords.fields),
+        "coords_identity": coords.digest,
+        "writer": image.fields,
+        "versions": {"resample": VERSIONS["resample"]},
+    }
+    return make_identity("images", fields)
+
+
+def asked_for(plan: RunPlan, ref: SlideRef) -> str:
+    """Give a digest of all that a run asks of a staged slide; empty for one that is not.
+
+    Where a finished slide has the same, nothing would be done: it need not even be fetched.
+    """
+    if not ref.version:
+        return ""
+    config = plan.config
+    sources = getattr(plan.segmenter, "sources", lambda ref: ())
+    fields: dict[str, Any] = {
+        "source": ref.source,
+        "version": ref.version,
+        "mpp": (ref.mpp, ref.mpp_source),
+        "masks": {file.name: fingerprint(file) for file in sources(ref)},
+        "task": config.task,
+        "visualize": config.visualize,
+        "dtype": config.feature_dtype,
+        "tissue": _chosen(config.tissue),
+        "filter": _chosen(config.filter),
+        "segmenter": plan.segmenter_fields,
+        "tiler": plan.tiler_fields,
+        "reader": (config.reader.plugin, plan.reader_fields),
+        "encoders": {encoder.name: encoder.fields for encoder in plan.encoders},
+        "writers": {writer.name: writer.fields for writer in plan.writers},
+        "versions": VERSIONS,
+    }
+    if plan.slide_encoders:
+        fields["slide_encoders"] = {
+            each.name: [each.fields, each.reads, config.latents, BAG_VERSION]
+            for each in plan.slide_encoders
+        }
+    if dense := {encoder.name: encoder.asked for encoder in plan.encoders if encoder.asked}:
+        fields["dense"] = {"dtype": config.dense_dtype, **dense}
+    if config.region_features:
+        fields["region_features"] = True
+    if plan.inspectors:
+        fields["quality"] = {"drop": config.quality.drop, "inspectors": _with_limits(plan)}
+    if tiles := _upstream(plan, ref):
+        fields["tiles"] = tiles
+    return make_identity("asked", fields).digest
+
+
+def _with_limits(plan: RunPlan) -> dict[str, Any]:
+    return {each.name: {**each.fields, "limits": dict(each.limits)} for each in plan.inspectors}
+
+
+def _upstream(plan: RunPlan, ref: SlideRef) -> dict[str, str]:
+    """Say what else decides a slide's tiles; what is not there is told when they are placed."""
+    upstream = getattr(plan.tiler, "upstream", None)
+    with suppress(MicrotomeError):
+        return {} if upstream is None else dict(upstream(ref))
+    return {}
+
+
+def _chosen(settings: TissueSettings | FilterSettings) -> dict[str, Any]:
+    """Give the settings that are not at their defaults."""
+    default = asdict(type(settings)())
+    return {name: value for name, value in asdict(settings).items() if value != default[name]}
+
+
+def _reader(plan: RunPlan, slide: OpenedSlide) -> dict[str, Any]:
+    """Give what the pixels depend on of their reader: nothing, where all give the same."""
+    fields = dict(plan.reader_fields)
+    if not slide.info.exact:
+        spec = plan.registry.find("reader", slide.info.reader).spec
+        fields |= describe(spec, None)
+    return fields
+
+
+def refuse_difference(
+    what: str, attributes: Mapping[str, Any], wanted: Identity, *, apart: str = "tiler.name"
+) -> None:
+    """Refuse what another configuration made, naming the difference.
+
+    Args:
+        what: What is there, for the message.
+        attributes: Its attributes.
+        wanted: The identity that this run would give it.
+        apart: What keeps the two apart, for the message.
+
+    Raises:
+        IdentityError: If the identities differ.
+    """
+    if attributes.get("identity") == wanted.digest:
+        return
+    fields = parse_fields(attributes)
+    if "imported" in fields:
+        raise IdentityError(
+            f"{what} was imported, not made by a run. To go on from its tiles, give this run an "
+            f"output or {apart} of its own, and tiler=stored tiler.folder=…, the folder with the "
+            "imported slides; or replace it with force=true."
+        )
+    raise IdentityError(
+        f"{what} was made by another configuration: {difference(fields, wanted.fields)}. "
+        f"Give this run an output or {apart} of its own, or replace it with force=true."
+    )

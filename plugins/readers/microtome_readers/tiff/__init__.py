@@ -1,0 +1,1 @@
+"""TIFF and SVS read without OpenSlide: directories, tiles, JPEG streams."""
