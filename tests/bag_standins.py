@@ -140,6 +140,8 @@ class Plugins:
         yield _slide("torn", (NOMINAL, COARSE))
         yield _slide("pool", (), card=None, coords="")
         yield _slide("three", (TileNeed(dim=3),), card=None, coords="")
+        yield _slide("seven", (TileNeed(dim=7),), card=None, coords="")
+        yield _slide("sized", (TileNeed(patch_size=64),), card=None, coords="")
         yield _slide("raises", (NOMINAL,), fault="raises")
         yield _slide("nan", (NOMINAL,), fault="nan")
         yield _slide("wide", (NOMINAL,), fault="wide")

@@ -63,7 +63,12 @@ class Truth:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.slides = sorted(p.stem for p in (output / "status").glob("*.json"))
-        self.stored = {p.name: read_store(p) for s in STORES for p in output.rglob(f"patches/*{s}")}
+        self.stored = {
+            path.relative_to(output).as_posix(): read_store(path)
+            for folder in ("patches", "patient_embeddings")
+            for store in STORES
+            for path in output.glob(f"{folder}/*{store}")
+        }
         self.pictures = {
             path.relative_to(output): path.read_bytes()
             for folder in ("tissue", "visualization", "images")
@@ -128,7 +133,7 @@ def check_complete(output: Path, truth: Truth) -> Verdict:
     """
     verdict = check(output, truth)
     for name in truth.stored:
-        path = output / "patches" / name
+        path = output / name
         with _told(verdict, path):
             held = read_store(path).arrays.keys()
             if held != truth.stored[name].arrays.keys():
@@ -170,7 +175,8 @@ def _final(output: Path) -> Iterator[Path]:
 def _look(path: Path, output: Path, truth: Truth, forced: bool) -> list[str]:
     kind = path.relative_to(output).parts[0]
     looks: dict[str, Callable[[], list[str]]] = {
-        "patches": lambda: _compare(path, truth),
+        "patches": lambda: _compare(path, output, truth),
+        "patient_embeddings": lambda: _compare(path, output, truth),
         "images": lambda: _images(path, output, truth),
         "tissue": lambda: _picture(path, output, truth),
         "visualization": lambda: _picture(path, output, truth),
@@ -180,8 +186,8 @@ def _look(path: Path, output: Path, truth: Truth, forced: bool) -> list[str]:
     return looks[kind]() if kind in looks else [f"{path} is no output"]
 
 
-def _compare(path: Path, truth: Truth) -> list[str]:
-    found, wanted = read_store(path), truth.stored[path.name]
+def _compare(path: Path, output: Path, truth: Truth) -> list[str]:
+    found, wanted = read_store(path), truth.stored[path.relative_to(output).as_posix()]
     rows = len(found.arrays["coords"])
     faults = []
     for name, array in found.arrays.items():

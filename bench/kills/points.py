@@ -47,6 +47,7 @@ POINTS = {
     "before an array goes into a folder": (
         rf"rename .*{_TMP}/slide_features(/[^/]*)? -> (?!.*{_TMP}).*"
     ),
+    "before a patient's embedding": rf"(rename|exchange) .*{_TMP}.* -> .*/patient_embeddings/.*",
     BEFORE_ASIDE: rf"rename .* -> .*{_ASIDE}",
     ASIDE: r"renew .*",
     "writing features to scratch": r"pwrite .*",

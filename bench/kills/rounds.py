@@ -30,7 +30,7 @@ OPTIONS = (
     "claims.attempts=0",  # of three deaths it would conclude that the slide is to blame
     "claims.seconds=2",
 )
-MORE = ("+encoder@encoder.second=handcrafted", "slide_encoder=[mean]")
+MORE = ("+encoder@encoder.second=handcrafted", "slide_encoder=[mean]", "patient_encoder=[mean]")
 ENGINES = {"inline": ("engine=inline",), "local": ("engine=local", "engine.workers=2")}
 
 
@@ -40,7 +40,7 @@ class Scene:
 
     Attributes:
         start: The output to begin with: ``""`` for none, else ``"one"`` encoder, or ``"two"`` and
-            one of slides, which pools the tiles of each.
+            one of slides, which pools the tiles of each, and one of patients, which pools those.
         words: Of the command, beside `OPTIONS`.
     """
 
@@ -72,6 +72,7 @@ REACH: Mapping[str, tuple[int, str]] = {
     "a published file copied, nothing added": (3, "add"),
     "before features go into a folder": (3, "add"),
     "before an array goes into a folder": (4, "add"),
+    "before a patient's embedding": (4, "new add force"),
     "before a folder is moved aside": (6, "force"),
     "a folder moved aside, its successor not there": (6, "force"),
     "writing features to scratch": (15, "new add force"),
@@ -212,6 +213,8 @@ class Arena:
                 pen=False,
                 seed=number,
             )
+        rows = ("slide 0.svs,P1", "slide 1.svs,P2", "slide 2.svs,P1")
+        (self._slides / "slides.csv").write_text("\n".join(["slide,patient_id", *rows]))
         self.takes: dict[str, float] = {}
         self._undisturbed(nursery, "one", (), "inline")
         self._undisturbed(nursery, "two", MORE, "inline")
@@ -221,7 +224,8 @@ class Arena:
 
     def words(self, output: Path, words: Sequence[str], engine: str) -> list[str]:
         """Give a command line."""
-        return [str(self._slides), f"output={output}", *OPTIONS, *words, *ENGINES[engine]]
+        manifest = str(self._slides / "slides.csv")
+        return [manifest, f"output={output}", *OPTIONS, *words, *ENGINES[engine]]
 
     def _undisturbed(self, nursery: Nursery, name: str, words: Sequence[str], engine: str) -> None:
         began = time.monotonic()
@@ -289,7 +293,9 @@ def _see_kept(output: Path, truth: Truth, scene: Scene, tally: Tally, where: str
     if not scene.start:
         return
     for name in truth.stored:
-        path = output / "patches" / name
+        path = output / name
+        if not (truth.output.parent / scene.start / name).exists():
+            continue
         if not path.exists() and not (scene.forced and path.suffix == ".zarr"):
             tally.wrong.append(f"{where}: {path} is gone")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PipelineResult,
         PreprocessingConfig,
         PreviewConfig,
+        Reporter,
         RunResult,
         SegmentationConfig,
         SilentReporter,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         open_result,
         open_slide,
         region_features,
+        register,
         run_slides,
         to_anndata,
     )
@@ -52,6 +54,7 @@ __all__ = [
     "PipelineResult",
     "PreprocessingConfig",
     "PreviewConfig",
+    "Reporter",
     "RunResult",
     "SegmentationConfig",
     "SilentReporter",
@@ -63,6 +66,7 @@ __all__ = [
     "open_result",
     "open_slide",
     "region_features",
+    "register",
     "run_slides",
     "to_anndata",
 ]

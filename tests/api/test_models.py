@@ -95,7 +95,7 @@ def test_a_name_of_several_levels_is_asked_about(named):
 
 
 def test_an_unknown_name_has_a_near_one():
-    with pytest.raises(UnknownPluginError, match="Did you mean 'handcrafted'"):
+    with pytest.raises(UnknownPluginError, match="Near it are 'handcrafted'"):
         Model.from_preset("handcraftet")
 
 

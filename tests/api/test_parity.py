@@ -23,5 +23,13 @@ def test_a_row_names_tests_that_there_are(row):
     assert named
     for file, name in named:
         tree = ast.parse((Path(__file__).parent / file).read_text("utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert name in functions, f"{file}::{name}"
+        assert _judges(functions[name]), f"{file}::{name} judges nothing"
+
+
+def _judges(test):
+    """Tell whether a test compares something, by ``assert`` or by what it expects to be raised."""
+    named = {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
+    judging = {"raises", "warns", "assert_array_equal", "assert_allclose"}
+    return bool(named & judging) or any(isinstance(n, ast.Assert) for n in ast.walk(test))

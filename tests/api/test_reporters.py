@@ -73,8 +73,10 @@ def test_the_active_reporter_hears_of_everything(cohort, tmp_path, how):
 def test_a_reporter_is_active_within_its_block(unheard):
     with microtome.activate_progress_reporter(Listener()) as outer:
         with microtome.activate_progress_reporter(Listener()) as inner:
-            assert make_reporter() is inner
-        assert make_reporter() is outer
+            make_reporter().note("inner")
+        make_reporter().note("outer")
+    assert inner.heard == [("note", "inner")]
+    assert outer.heard == [("note", "outer")]
     assert isinstance(make_reporter(), LineReporter)
 
 

@@ -32,7 +32,9 @@ def test_listing(listed, capsys):
     rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
     assert "microtome-acme" in rows["acme"]
     assert "available" in rows["acme"]
-    assert "needs no_such_module: pip install far-away" in rows["far"]
+    assert rows["far"].split("  ")[-1] == "pip install far-away"
+    assert "needs no_such_module  " in rows["far"]
+    assert rows["acme"] == rows["acme"].rstrip()
     assert "pip install no_such_module nor_this" in rows["bare"]
     assert "ruin-dist" in rows["ruin"]
     assert "ImportError: no ruin" in rows["ruin"]

@@ -74,6 +74,21 @@ def let_age(out, slide_id: str, seconds: float) -> None:
     os.utime(out / f".claims/{slide_id}.lease", (then, then))
 
 
+def test_patients_are_counted(out, capsys):
+    assert main(["status", str(out)]) == 0
+    assert "patient" not in capsys.readouterr().err
+    for place in ("", "mpp/0.5"):
+        folder = OutputLayout(out, place).patients_folder
+        (folder / "more").mkdir(parents=True)
+        for name in ("P1.h5", "more/P2.h5", ".P3.h5.x.tmp"):
+            (folder / name).touch()
+    (folder / "P1.zarr").mkdir()
+    main(["status", str(out)])
+    assert capsys.readouterr().err.endswith("\n4 patients embedded\n")
+    main(["status", str(out), "--tiling", "."])
+    assert capsys.readouterr().err.endswith("\n2 patients embedded\n")
+
+
 def test_every_slide_of_every_tiling(rows):
     found = {(row["tiling"], row["slide_id"]): row["state"] for row in rows()}
     assert found == {
@@ -140,7 +155,7 @@ def test_lines_are_whole_and_have_no_line_end_inside(out, capsys):
     assert by_slide["bad"]["stage"] == "tiles"
     assert by_slide["case 1/a"]["tiles/s"] == "50"
     assert by_slide["a\\nb\\x1b[0m"]["state"] == "done"
-    assert said.err == "7 slides in 2 tilings: 4 done, 1 empty, 1 failed, 1 quarantined\n"
+    assert said.err == "6 slides in 2 tilings, 7 rows: 4 done, 1 empty, 1 failed, 1 quarantined\n"
 
 
 def test_a_table_in_a_terminal_is_as_wide_as_it(out, capsys, monkeypatch):

@@ -28,7 +28,7 @@ def spoilt(out):
 @pytest.mark.parametrize("words", [[], ["--deep"], ["--quick"]])
 def test_a_clean_output(out, capsys, words):
     assert main(["verify", str(out), *words]) == 0
-    assert capsys.readouterr().out == "1 file of 1 slides checked, 0 faults.\n"
+    assert capsys.readouterr().out == "1 file of 1 slide checked, 0 faults.\n"
 
 
 def test_a_fault_is_a_line_and_1(spoilt, capsys):
@@ -36,7 +36,7 @@ def test_a_fault_is_a_line_and_1(spoilt, capsys):
     said = capsys.readouterr()
     line, counts = said.out.splitlines()
     assert "a\\nb.json is not a status record of microtome, or is damaged. Delete it" in line
-    assert counts == "1 file of 1 slides checked, 1 fault."
+    assert counts == "1 file of 1 slide checked, 1 fault."
     assert said.err == ""
 
 
@@ -67,7 +67,7 @@ def test_a_bar_in_a_terminal(out, capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     assert main(["verify", str(out)]) == 0
     said = capsys.readouterr()
-    assert said.out == "1 file of 1 slides checked, 0 faults.\n"
+    assert said.out == "1 file of 1 slide checked, 0 faults.\n"
 
 
 def test_nothing_is_written(out):

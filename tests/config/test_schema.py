@@ -10,12 +10,12 @@ import pytest
 from config_standins import NetOptions, RequiredOptions, TileOptions
 from omegaconf import OmegaConf
 
+from microtome.config.nodes import to_run_config
 from microtome.config.options import RunOptions, help_of, is_path_key, type_of
 from microtome.config.schema import (
     options_node,
     options_table,
     plugin_node,
-    to_run_config,
     typed,
 )
 from microtome.errors import ConfigError, UnknownPluginError

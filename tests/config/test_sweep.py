@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bag_standins
 import h5py
 import numpy as np
 import pytest
+import standins
 
 from microtome.__main__ import main
 from microtome.testing import make_slide
@@ -92,6 +94,19 @@ def test_any_key_of_the_tiler_gives_its_tilings_folders_of_their_own(segmented):
     (few,) = (count for tiling, count in found.items() if tiling.endswith("_min_tissue0.9"))
     assert few < max(found.values())
     assert sorted(segmented) == ["one", "two"]
+
+
+def test_a_sweep_over_slide_encoders_gives_their_tilings_folders_of_their_own(
+    segmented, fresh_registry, capsys
+):
+    fresh_registry.add(standins.Plugins, "standins", "microtome-standins")
+    fresh_registry.add(bag_standins.Plugins, "bag_standins", "microtome-bag-standins")
+    line = "-m slides/one.svs output=out slide_encoder=nominal,coarse engine=inline"
+    assert main(line.split()) == 0
+    assert "the sweep over slide_encoder sets tiler.name=auto" in capsys.readouterr().err
+    for tiling, name in (("20x_128px_0px", "nominal"), ("10x_128px_0px", "coarse")):
+        with h5py.File(Path("out", tiling, "patches/one.h5")) as file:
+            assert set(file["slide_features"]) == {name}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from config_standins import fill, module
 from omegaconf import OmegaConf
 
-from microtome.config.schema import options_node, plugin_node, to_run_config
+from microtome.config.nodes import to_run_config
+from microtome.config.schema import options_node, plugin_node
 from microtome.config.words import unasked_kinds
 from microtome.plugin import SlideEncoderSpec
 from microtome.plugin.registry import Registry

@@ -18,6 +18,7 @@ from microtome.plugin.specs import EncoderCard, Transform  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.options import HubConfig, Variant, VariantConfig  # noqa: E402
 from microtome_encoders.patch.base import TorchEncoder  # noqa: E402
+from microtome_encoders.patch.dense import Anatomy, Overhearing  # noqa: E402
 from microtome_encoders.patch.timm import TimmEncoder  # noqa: E402
 from microtome_encoders.recipe import Recipe  # noqa: E402
 
@@ -40,7 +41,11 @@ EACH_LIBRARY = (
     *("keep", "conch_v1", "vit_b_16", "resnet18", "convnext_tiny", "handcrafted"),
 )
 NEEDS = {
-    "transformers": ("dinov2_small", "hibou_b", "plip", "medsiglip", "phikon_v1", "isight"),
+    "transformers": (
+        *("dinov2_small", "hibou_b", "plip", "medsiglip", "phikon_v1", "isight", "gemma4_e4b"),
+        *("rudolfv2", "rudolfv2_b", "rudolfv2_s", "phaet", "mascaret"),
+        *("genbio_pathfm", "conceptclip"),
+    ),
     "open_clip": ("clip_vit_b_32", "clip_rn50", "biomedclip", "omiclip"),
 }
 
@@ -354,6 +359,45 @@ def test_a_spec_says_what_its_model_gives(registry):
              for n in names]  # fmt: skip
     for name, gives, said in declared(registry, (*EACH_LIBRARY, *found)):
         assert gives == said, name
+
+
+HIDDEN = torch.arange(5) == 3
+MASKS = {
+    "none": None,
+    "bool": ~HIDDEN,
+    "float": torch.linspace(-2, 2, 25).reshape(1, 1, 5, 5),
+    "float16": torch.zeros(2, 1, 5, 5, dtype=torch.float16).masked_fill(HIDDEN, -9),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_attention_is_what_torchs_fused_attention_weighs_by(scale, mask, shared):
+    """Whatever a block gives it: values that are the columns of 1 show the weights."""
+    draw = torch.Generator().manual_seed(2)
+    query = torch.randn(2, 4, 5, 8, generator=draw)
+    key = torch.randn(2, 2 if shared else 4, 5, 8, generator=draw)
+    value = torch.eye(5).expand(*key.shape[:2], 5, 5)
+    wanted = None if MASKS[mask] is None else MASKS[mask].expand(2, 1, 5, 5)
+    options = {"scale": scale, "enable_gqa": shared}
+    if wanted is not None:
+        options["attn_mask"] = wanted if wanted.dtype == torch.bool else wanted.float()
+
+    class Block(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    block = Block()
+    tokens = torch.zeros(2, 5, 3)
+    model = torch.nn.Module()
+    model.forward = lambda: (block(tokens), tokens)[1]
+    heard = Overhearing(Anatomy(owner=model, prefix=1, block=block), ("attention",))
+    model.forward()
+    weights = Block()(tokens)[:, :, 0]
+    assert weights.std() > 0.05
+    found = heard.take()["attention"].reshape(2, 4, 4)
+    assert torch.allclose(found, weights[..., 1:], atol=1e-6)
 
 
 @pytest.mark.slow

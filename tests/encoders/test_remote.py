@@ -143,6 +143,32 @@ class TestRemoteCode:
         both = embed(self.make(spec, name, revision=commit), batch())
         np.testing.assert_array_equal(embed(cls, batch()), both[:, :8])
 
+    @pytest.mark.parametrize("name", ["rudolfv2_s", "phaet", "mascaret"])
+    def test_tokens_are_the_hidden_state_without_class_and_registers(self, hub, spec, state, name):
+        commit = self.publish(hub, spec(name).card.hub_id, state, num_register_tokens=4)
+        dim = 16 if name == "rudolfv2_s" else 8
+        encoder, plain = (self.make(spec, name, dim=dim, revision=commit) for _ in range(2))
+        assert encoder.gives == spec(name).gives == ("tokens",)
+        encoder.ask("tokens")
+        encoder.load("cpu", "fp32")
+        found = encoder.encode(batch())
+        tokens = self.tokens(encoder, state, batch())[:, 5:]
+        np.testing.assert_allclose(found.tokens, tokens.reshape(2, 2, 2, 8), atol=1e-5)
+        np.testing.assert_array_equal(found.embedding, embed(plain, batch()))
+
+    def test_a_sequence_that_is_no_grid_is_told(self, spec, commit):
+        """Two registers leave six of its nine tokens: a commit with others than it says."""
+        encoder = self.make(spec, revision=commit)
+        encoder.ask("tokens")
+        encoder.load("cpu", "fp32")
+        with pytest.raises(EncoderError, match="showed no tokens"):
+            encoder.encode(batch())
+
+    @pytest.mark.parametrize("name", ["genbio_pathfm", "conceptclip"])
+    def test_a_model_that_gives_its_embedding_alone_has_no_tokens(self, spec, name):
+        encoder = RemoteEncoder(configure(spec(name)), recipe=spec(name).fixed["recipe"])
+        assert encoder.gives == spec(name).gives == ()
+
     @pytest.mark.parametrize("revision", ["", "main", "v1.0", "482d951"])
     def test_without_a_commit_it_is_refused_before_anything_is_fetched(
         self, hub, spec, commit, revision

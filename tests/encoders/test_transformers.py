@@ -32,6 +32,7 @@ from transformers_layouts import dinov2, dinov3, linear, phikon, tensors, tower 
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
 from microtome.plugin.registry import configure  # noqa: E402
+from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.options import HubConfig, Tokens, Variant  # noqa: E402
 from microtome_encoders.patch import published  # noqa: E402
 from microtome_encoders.patch.devices import seeded  # noqa: E402
@@ -378,6 +379,20 @@ class TestGemma:
         save_file(state, tmp_path / "file.safetensors")
         encoder = self.make(spec, name, weights=str(tmp_path / "file.safetensors"))
         assert embed(encoder, batch()).shape == (2, 32)
+
+    def test_its_tokens_are_the_soft_ones_row_by_row(self, spec):
+        encoder, plain = (self.make(spec, weights="random") for _ in range(2))
+        encoder.ask(*encoder.gives)
+        encoder.load("cpu", "fp32")
+        pixels = np.zeros((2, 224, 224, 3), np.uint8)
+        pixels[1, 14:28, 42:56] = 255  # of 16 by 16 cells, the second row and the fourth column
+        tiles = TileBatch(pixels, np.zeros((2, 5), np.int32))
+        found = encoder.encode(tiles)
+        assert found.tokens.shape == (2, 16, 16, 32)
+        np.testing.assert_allclose(found.tokens.mean((1, 2)), found.embedding, atol=1e-4)
+        np.testing.assert_array_equal(found.embedding, embed(plain, tiles))
+        moved = np.abs(found.tokens[1] - found.tokens[0]).sum(-1)
+        assert np.unravel_index(moved.argmax(), moved.shape) == (1, 3)
 
     def test_mixed_precision(self, spec):
         full = embed(self.make(spec, "gemma4_e4b", weights="random"), batch())

@@ -85,9 +85,14 @@ def test_it_takes_the_tiles_that_the_slide_encoder_takes(spec, registry):
     assert (spec.takes, spec.card.dim) == ("tiles", 768)
 
 
-def test_memory_of_all_slides_together_says_nothing_of_it(spec):
-    """Attention is quadratic in the tiles of a slide, not of the patient."""
-    assert not hasattr(make(spec, MoozyPatientEncoder), "memory")
+def test_its_memory_is_that_of_its_largest_slide(spec, registry):
+    """Attention is quadratic in the tiles of a slide, not of the patient: 300 GB for 50,000."""
+    encoder = make(spec, MoozyPatientEncoder)
+    one = make(registry.find("slide_encoder", "moozy").spec, MoozySlideEncoder)
+    slides = [(12_000, (200, 100)), (50_000, (300, 400)), (50_000, (9, 9))]
+    assert encoder.memory(slides) == one.memory(50_000, (300, 400)) == pytest.approx(3e11, rel=0.01)
+    thinned = make(spec, MoozyPatientEncoder, max_tiles=12_000)
+    assert thinned.memory(slides) == thinned.memory(slides[:1])
 
 
 @pytest.mark.slow

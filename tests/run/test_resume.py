@@ -126,9 +126,9 @@ def test_force_tells_what_it_drops_and_what_it_leaves(go, slide, tmp_path):
     result = go(slide, tiler={"grid": {"magnification": 20, "size": 128}}, force=True)
     told = result.statuses[0].warnings
     assert told == (
-        f"handcrafted of another configuration dropped from {tmp_path}/out/patches/one.h5",
         f"{tmp_path}/out/images/one is of another configuration and was left",
         f"{tmp_path}/out/patches/one.zarr is of another configuration and was left",
+        f"features/handcrafted of another configuration dropped from {tmp_path}/out/patches/one.h5",
     )
     same = go(slide, tiler={"grid": {"magnification": 20, "size": 128}}, force=True)
     assert len(same.statuses[0].warnings) == 2

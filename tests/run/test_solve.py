@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import bag_standins
@@ -20,6 +21,8 @@ from microtome.run.settings import (
     RunConfig,
     SlideEncoderChoice,
 )
+from microtome.run.slides.identities import asked_for
+from microtome.slide.types import SlideRef
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def passes(registry):
             output=Path("out"),
             tiler=Choice(plugin="grid", config=options),
             encoders=tuple(_encoder(registry, each) for each in encoders),
-            slide_encoders=tuple(SlideEncoderChoice(plugin=name) for name in slides),
+            slide_encoders=tuple(_slide(registry, each) for each in slides),
             patient_encoders=tuple(PatientEncoderChoice(plugin=name) for name in patients),
             **more,
         )
@@ -62,6 +65,12 @@ def _encoder(registry, given):
     plugin, key, options = given if isinstance(given, tuple) else (given, given, {})
     config = configure(registry.find("encoder", plugin).spec, **options)
     return EncoderChoice(plugin=plugin, key=key, config=config)
+
+
+def _slide(registry, given):
+    plugin, key, options = given if isinstance(given, tuple) else (given, given, {})
+    config = configure(registry.find("slide_encoder", plugin).spec, **options) if options else None
+    return SlideEncoderChoice(plugin=plugin, key=key, config=config)
 
 
 def _tiling(config):
@@ -217,3 +226,82 @@ def test_a_pooling_of_slides_is_made_for_each_slide_encoder_of_each_pass(passes,
     assert names == [["over_slides-nominal"], ["over_slides-coarse"]]
     with pytest.raises(ConfigError, match=r"slide_encoder=mean, for instance"):
         passes(patients=["over_slides"])
+
+
+def test_a_pooling_with_needs_goes_where_they_are_met(passes, registry):
+    plans = [make_plan(p, registry) for p in passes("nominal", "coarse", "sized")]
+    names = [[e.name for e in plan.slide_encoders] for plan in plans]
+    assert names == [["nominal"], ["coarse"], ["sized-handcrafted"]]
+    of_three = passes("nominal", "coarse", "three", encoders=["handcrafted"])
+    names = [[c.name for c in each.slide_encoders] for each in of_three]
+    assert names == [["nominal", "three"], ["coarse", "three"]]
+    of_none = passes("nominal", "coarse", "seven")
+    with pytest.raises(ConfigError, match=r"pools features of 7 columns.*mean \(3\)"):
+        make_plan(of_none[0], registry)
+    assert [c.name for c in of_none[1].slide_encoders] == ["coarse"]
+
+
+def _on_stored(registry, *slides):
+    spec = registry.find("tiler", "stored").spec
+    return RunConfig(
+        slides=("x.svs",),
+        output=Path("out"),
+        encoders=(),
+        tiler=Choice(plugin="stored", config=configure(spec, folder="tiles")),
+        slide_encoders=tuple(SlideEncoderChoice(plugin=name) for name in slides),
+    )
+
+
+def test_tiles_that_there_are_stay_one_tiling(registry):
+    (one,) = solve(_on_stored(registry, "nominal", "scaled"), registry)
+    assert one.derived[0] == "Added the encoder mean, tiles by stored, for nominal."
+    assert one.tiling == ""
+    with pytest.raises(ConfigError, match=r"at 10x .* tiler=stored, of whose tiles nominal needs"):
+        solve(_on_stored(registry, "nominal", "coarse"), registry)
+
+
+def test_a_model_takes_the_slide_encoder_that_it_was_made_for_whatever_its_key(passes, registry):
+    (one,) = passes(("nominal", "mine", {}), patients=["of_nominal"])
+    (planned,) = make_plan(one, registry).patient_encoders
+    assert (planned.embeddings, planned.name) == ("mine", "of_nominal")
+    assert planned.contract == ({"slide_encoder": "nominal", "dim": 3},)
+    (one,) = passes(("nominal", "twice", {"times": 2.0}), patients=["of_nominal", "over_slides"])
+    assert [c.name for c in one.slide_encoders] == ["twice", "nominal"]
+    planned = make_plan(one, registry).patient_encoders
+    assert [each.embeddings for each in planned] == ["nominal", "twice", "nominal"]
+    assert planned[1].contract == ({"slide_encoder": "nominal", "times": 2.0, "dim": 3},)
+
+
+@pytest.mark.parametrize("other", [("pool", {}), ("nominal", {"times": 2.0})])
+def test_another_model_by_the_key_of_the_one_that_is_needed_is_refused(passes, other):
+    plugin, options = other
+    with pytest.raises(ConfigError, match=r"of_nominal .* slide_encoder\.nominal is another"):
+        passes((plugin, "nominal", options), patients=["of_nominal"])
+
+
+def test_options_of_the_runs_slide_encoder_hold_inside_a_patient_encoder(passes, registry):
+    def embedder(*slides):
+        (one,) = passes(*slides, patients=["by_nominal"])
+        return make_plan(one, registry).patient_encoders[0].embedder
+
+    assert embedder().made.options.times == 1.0
+    assert embedder(("nominal", "nominal", {"times": 3.0})).made.options.times == 3.0
+    assert embedder(("pool", "nominal", {})).made.spec.name == "nominal"
+    with pytest.raises(ConfigError, match=r"by nominal, which a and b all are"):
+        embedder(("nominal", "a", {}), ("nominal", "b", {"times": 2.0}))
+
+
+def test_what_a_slide_encoder_is_promised_and_given_is_part_of_what_is_asked(passes, registry):
+    ref = SlideRef(path=Path("x.svs"), slide_id="x", version="1")
+    (one,) = passes("nominal", tiler={"region_tiles": 2})
+
+    def planned(**changes):
+        return make_plan(replace(one, **changes), registry)
+
+    plan, before = planned(), asked_for(planned(), ref)
+    assert asked_for(plan, ref) == before
+    assert plan.slide_encoders[0].contract[0]["coords"] == "level0"
+    plan.slide_encoders[0].contract = ({"encoder": "mean", "dim": 4},)
+    assert asked_for(plan, ref) != before
+    assert asked_for(planned(slide_encoders=()), ref) != before
+    assert asked_for(planned(region_features=True), ref) != before

@@ -12,9 +12,12 @@ torch = pytest.importorskip("torch")
 from bag_checks import make_bag  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from microtome.__main__ import main  # noqa: E402
+from microtome.commands import _cards  # noqa: E402
 from microtome.errors import ConfigError, EncoderError  # noqa: E402
 from microtome.plugin.registry import configure  # noqa: E402
 from microtome.plugin.weights.files import file_digest  # noqa: E402
+from microtome.store.identity import describe  # noqa: E402
 
 
 @pytest.fixture
@@ -149,11 +152,76 @@ def test_features_of_another_width_are_refused(make, saved):
         encoder.encode(make_bag(3, 8))
 
 
-def test_the_encoder_that_it_was_trained_on_is_its_need(make):
-    assert make().needs == ()
-    (need,) = make(encoder="uni_v2").needs
-    assert need.key == "uni_v2"
-    assert need.overlap
+def test_its_page_ends_with_a_command_that_works(registry):
+    told = _cards.show(next(e for e in registry.entries("slide_encoder") if e.spec.name == "abmil"))
+    assert told.split()[-2:] == ["slide_encoder=abmil", "slide_encoder.abmil.weights=PATH"]
+    assert "weights=hub" not in told
+
+
+def test_only_of_random_weights_the_width_of_attention_counts(make, saved, registry):
+    spec = registry.find("slide_encoder", "abmil").spec
+    assert "hidden" not in describe(spec, configure(spec, hidden=7))
+    assert make(weights="random", hidden=7).weights() != make(weights="random").weights()
+    path = saved(weights())
+    assert make(weights=path, hidden=7).weights() == make(weights=path).weights()
+
+
+def test_its_need_is_the_width_of_its_weights_and_the_encoder_that_they_were_trained_on(
+    make, saved
+):
+    assert make(weights="random").needs == ()
+    (need,) = make(weights="random", encoder="uni_v2").needs
+    assert (need.key, need.dim, need.overlap) == ("uni_v2", None, True)
+    (need,) = make(weights=saved(weights())).needs
+    assert (need.encoder, need.dim, need.overlap) == ("", 6, True)
+    (need,) = make(weights=saved(weights(projected=3)), encoder="uni_v2").needs
+    assert (need.encoder, need.dim) == ("uni_v2", 6)
+    with pytest.raises(EncoderError, match="no published weights"):
+        _ = make().needs
+
+
+def command(slide, out, path, *words):
+    return main(
+        [
+            str(slide.path),
+            f"output={out}",
+            "engine=inline",
+            "slide_encoder=abmil",
+            f"slide_encoder.abmil.weights={path}",
+            *words,
+        ]
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("slide_encoder.abmil.encoder=handcrafted",)])
+def test_weights_of_another_width_are_refused_before_anything_is_computed(
+    synthetic, tmp_path, saved, capsys, words
+):
+    assert command(synthetic, tmp_path / "out", saved(weights()), *words) == 2
+    told = capsys.readouterr().err
+    assert "6 columns" in told
+    assert "handcrafted" in told
+    assert not (tmp_path / "out" / "patches").exists()
+
+
+def test_a_missing_file_of_weights_is_told_before_anything_is_computed(synthetic, tmp_path, capsys):
+    words = [str(synthetic.path), f"output={tmp_path / 'out'}", "engine=inline"]
+    assert main([*words, "slide_encoder=abmil"]) == 1
+    assert "give a file of those that you trained, slide_encoder.abmil.weights=PATH" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "patches").exists()
+
+
+def test_of_several_feature_sets_it_takes_those_that_fit(synthetic, tmp_path, saved):
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("torchvision")
+    words = ("encoder=[handcrafted,resnet18]", "encoder.resnet18.weights=random")
+    assert command(synthetic, tmp_path, saved(weights(dim=67)), *words) == 0
+    with h5py.File(tmp_path / "patches" / "synthetic.h5") as file:
+        assert sorted(file["features"]) == ["handcrafted", "resnet18"]
+        assert list(file["slide_features"]) == ["abmil-handcrafted"]
+        assert file["slide_features/abmil-handcrafted"].shape == (67,)
 
 
 def test_random_weights_fit_any_width_and_come_from_the_seed(make):

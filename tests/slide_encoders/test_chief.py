@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from package_standins import grid_bag, make, pickled  # noqa: E402
 
+from microtome.commands import _cards  # noqa: E402
 from microtome.config.options import is_path_key  # noqa: E402
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
 from microtome.plugin.registry import configure  # noqa: E402
@@ -145,6 +146,25 @@ def test_which_weights_and_which_code_is_said(spec, repository, tmp_path):
         "code": make(spec, ChiefSlideEncoder, code_folder=str(other)).weights()["code"],
     }
     assert make(spec, ChiefSlideEncoder, code_folder=str(other)).weights() != said
+
+
+def test_what_its_code_imports_is_part_of_the_code_that_is_said(spec, tmp_path):
+    said = []
+    for name in ("a", "b", "c"):
+        folder = write(tmp_path / name)
+        if name == "c":
+            (folder / "utils" / "utils.py").write_text(HELPERS.replace("0.01", "0.02"))
+        said.append(make(spec, ChiefSlideEncoder, code_folder=str(folder)).weights()["code"])
+    assert said[0] == said[1] != said[2]
+
+
+def test_a_missing_package_is_told_with_the_folder_that_must_be_given(spec):
+    assert spec.install.endswith("slide_encoder.chief.code_folder=CHIEF")
+
+
+def test_its_page_ends_with_a_command_that_names_the_folder(registry):
+    told = _cards.show(next(e for e in registry.entries("slide_encoder") if e.spec.name == "chief"))
+    assert told.split()[-1] == "slide_encoder.chief.code_folder=FOLDER"
 
 
 def test_a_file_without_the_text_embeddings_fits_too(spec, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -163,3 +165,37 @@ def test_its_memory_grows_with_the_tiles(spec):
 def test_without_the_package_the_command_is_told(registry, spec):
     with pytest.raises(MissingDependencyError, match="prov-gigapath/prov-gigapath"):
         registry.create("slide_encoder", "gigapath", configure(spec("gigapath")))
+
+
+@pytest.mark.parametrize(
+    ("direct", "told"),
+    [
+        (None, "gigapath 0.1.0"),
+        ('{"url": "file:///src"}', "gigapath 0.1.0"),
+        ('{"vcs_info": {"vcs": "git", "commit_id": "9d42a60b"}}', "gigapath 0.1.0 at 9d42a60b"),
+    ],
+)
+def test_which_code_runs_it_is_said(spec, asked, tmp_path, monkeypatch, direct, told):
+    encoder = make(spec("gigapath"), GigapathSlideEncoder, weights="random")
+    assert "code" not in encoder.weights()  # no distribution of that name is here
+    info = tmp_path / "gigapath-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gigapath\nVersion: 0.1.0\n")
+    if direct:
+        (info / "direct_url.json").write_text(direct)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert encoder.weights()["code"] == told
+    encoder.load("cpu", "bf16")
+    assert encoder.loaded_weights["code"] == told
+
+
+def test_what_is_installed_from_a_repository_is_pinned_to_a_commit(registry):
+    addresses = [
+        word
+        for entry in registry.entries("slide_encoder")
+        for word in entry.spec.install.split()
+        if word.startswith("git+")
+    ]
+    assert len(addresses) == 3
+    assert all(re.fullmatch(r".+@[0-9a-f]{40}", address) for address in addresses)
+    assert "moozy==" in registry.find("slide_encoder", "moozy").spec.install

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from safetensors.torch import save, save_file  # noqa: E402
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
 from microtome.plugin.registry import configure  # noqa: E402
+from microtome.run.slides import bagging  # noqa: E402
 from microtome_encoders.bag_options import Prism2Embedding  # noqa: E402
 from microtome_encoders.slide.care import CareEncoder  # noqa: E402
 from microtome_encoders.slide.feather import FeatherEncoder  # noqa: E402
@@ -441,6 +443,27 @@ def test_titans_memory_grows_with_the_square_of_the_tiles(entry):
     assert encoder.memory(1, (1000, 1000)) > encoder.memory(1, (10, 10)) + 10_000_000
     # The bias alone, in float32 for twelve heads, is less.
     assert encoder.memory(10_000, (100, 100)) > 4 * 12 * 10_001**2
+
+
+def test_titan_is_refused_where_main_memory_is_short_though_the_gpu_has_it(entry, monkeypatch):
+    """Its bias of distances is made there: about 100 GB for 25,000 tiles."""
+    encoder = entry("titan").make()
+    assert 95e9 < encoder.host_memory(25_000, (300, 200)) < 105e9
+    choice = SimpleNamespace(name="titan", kind="slide_encoder")
+    planned = SimpleNamespace(
+        name="titan",
+        kind=choice.kind,
+        made=SimpleNamespace(choice=choice),
+        model=encoder,
+        device="cuda",
+    )
+    free = {"cpu": 64e9, "cuda": 141e9}
+    monkeypatch.setattr(bagging, "free_memory", free.get)
+    bagging.refuse_large(planned, 5_000, (100, 80), row_bytes=3072, cap=None)
+    with pytest.raises(EncoderError, match=r"59\.\d GiB are free on cpu"):
+        bagging.refuse_large(planned, 25_000, (300, 200), row_bytes=3072, cap=None)
+    free["cpu"] = 200e9
+    bagging.refuse_large(planned, 25_000, (300, 200), row_bytes=3072, cap=None)
 
 
 def test_prisms_memory_is_linear(entry):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import h5py
 import numpy as np
@@ -220,6 +221,64 @@ def test_patients_are_checked_and_are_no_slides(store, put, patient, tmp_path, t
     assert (left.kind, left.path) == (
         "leftover",
         (final.parent / ".x.h5.aside.tmp").relative_to(tmp_path).as_posix(),
+    )
+
+
+def made_of(content, key, **fields):
+    """Give a slide or patient with one array more, made of something."""
+    array = np.ones(4, np.float32)
+    attributes = identified(key.partition("/")[0], **fields)
+    if "slides" in fields:
+        attributes["slides"] = ["slide"]
+    arrays = {**content.arrays, key: FeatureSet(ArraySource(array), attributes)}
+    return dataclasses.replace(content, arrays=arrays)
+
+
+def test_an_embedding_of_features_that_are_there(put, told, whole):
+    features = whole.features["a"].attributes["identity"]
+    put(made_of(whole, "slide_features/b", features={"a": features}))
+    assert told() == []
+
+
+@pytest.mark.parametrize("key", ["slide_features/b", "slide_latents/b", "tokens/b"])
+@pytest.mark.parametrize("gone", ["f" * 64, {"a": "f" * 64}])
+def test_an_array_of_features_that_were_replaced(put, told, whole, key, gone):
+    if key == "tokens/b":
+        tokens = FeatureSet(ArraySource(np.ones((ROWS, 2))), identified("tokens", features=gone))
+        put(dataclasses.replace(whole, arrays={**whole.arrays, key: tokens}))
+    else:
+        put(made_of(whole, key, features=gone))
+    assert told() == [f"{key}: it was made of other features than its slide holds now"]
+
+
+@pytest.mark.parametrize("of", ["features/a", "slide_features/a"])
+def test_a_patient_of_what_its_slide_no_longer_holds(
+    store, path, put, whole, patient, tmp_path, of
+):
+    layout = OutputLayout(tmp_path)
+    layout.status_folder.mkdir()
+    digest = whole.sets[of].attributes["identity"]
+    named = {"a": digest} if of == "features/a" else digest
+    new = made_of(patient, "patient_features/x", slides=[named])
+    put(new, layout.patient(store.spec, "P"))
+
+    def faults():
+        found = verify_output(tmp_path, get_registry()).faults
+        return [fault.message for fault in found if fault.path.startswith("patient_embeddings")]
+
+    assert faults() == []  # whose slide is elsewhere cannot be compared
+    put(whole)
+    assert faults() == []
+    other = FeatureSet(ArraySource(np.zeros((ROWS, 3))), identified("features", other=1))
+    changed = {"features": {"a": other}} if of == "features/a" else {}
+    arrays = {k: v for k, v in whole.arrays.items() if k != of}
+    content = dataclasses.replace(whole, arrays=arrays, **changed)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    put(content)
+    (message,) = faults()
+    assert message.endswith(
+        "patient_features/x: its slides slide hold other features or embeddings now than it is "
+        "of. Run the same command again."
     )
 
 

@@ -221,6 +221,17 @@ def test_a_damaged_archive_fails_its_slide_with_a_sentence(archive, tmp_path, ca
     assert not (tmp_path / "new/patches/a.h5").exists()
 
 
+def test_other_archives_of_a_folder_are_no_slides(archive, tmp_path, capsys):
+    with tarfile.open(tmp_path / "backup.tar", "w") as tar:
+        tar.add(archive, "a.tar")
+    assert read_back(tmp_path, tmp_path / "new", "encoder=[]") == 0
+    said = capsys.readouterr()
+    assert "backup.tar: no archive of tiles" in said.out + said.err
+    assert read_back(tmp_path / "backup.tar", tmp_path / "named", "encoder=[]") == 3
+    said = capsys.readouterr()
+    assert "it is no tile archive of microtome" in said.out + said.err
+
+
 def test_between_its_tiles_an_archive_is_transparent(archive, tmp_path):
     """So a grid on it gets background there, and says so."""
     grid = ["segmenter=none", *TILES, "encoder=handcrafted"]

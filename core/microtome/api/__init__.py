@@ -1,11 +1,12 @@
 """The Python face: the same run, plugins and files as the command line, without Hydra."""
 
 from microtome.api.anndata import to_anndata
+from microtome.api.collecting import PipelineResult
 from microtome.api.dataset import TileDataset
 from microtome.api.embedding import EmbeddedPatient, EmbeddedSlide
 from microtome.api.execution import ExecutionOptions
 from microtome.api.models import Model
-from microtome.api.pipelines import Pipeline, PipelineResult
+from microtome.api.pipelines import Pipeline
 from microtome.api.preprocessing import (
     FilterConfig,
     PreprocessingConfig,
@@ -13,10 +14,11 @@ from microtome.api.preprocessing import (
     SegmentationConfig,
 )
 from microtome.api.presets import list_models
+from microtome.api.registering import register
 from microtome.api.results import open_result
 from microtome.api.runs import run_slides
 from microtome.api.slide import Slide, open_slide
-from microtome.run.progress import SilentReporter, activate_progress_reporter
+from microtome.run.progress import Reporter, SilentReporter, activate_progress_reporter
 from microtome.store.regions import region_features
 
 RunResult = PipelineResult
@@ -32,6 +34,7 @@ __all__ = [
     "PipelineResult",
     "PreprocessingConfig",
     "PreviewConfig",
+    "Reporter",
     "RunResult",
     "SegmentationConfig",
     "SilentReporter",
@@ -42,6 +45,7 @@ __all__ = [
     "open_result",
     "open_slide",
     "region_features",
+    "register",
     "run_slides",
     "to_anndata",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,13 +11,14 @@ import numpy as np
 
 from microtome.api.artifacts import Artifact, SlideEmbeddingArtifact, read_sidecar
 from microtome.api.choices import model_options
-from microtome.api.embedding import Where, read_embedded
+from microtome.api.embedding import Where
 from microtome.api.execution import FILES, ExecutionOptions
 from microtome.api.keeping import Files, Keeper
 from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.results import open_result
 from microtome.api.runs import choose
-from microtome.errors import ConfigError, StoreError
+from microtome.api.samples import Sample
+from microtome.errors import ConfigError, EncoderError, StoreError
 from microtome.plugin.protocols import StoredSlide
 from microtome.plugin.registry import Registry, configure
 from microtome.plugin.specs import EncoderCard, EncoderSpec, WriterSpec
@@ -29,6 +30,7 @@ from microtome.run.slides.identities import embedding_identity, refuse_differenc
 from microtome.slide.bags import TileBag
 from microtome.store.arrays import array_names
 from microtome.store.attributes import parse_fields
+from microtome.store.features import StoredSource
 from microtome.store.identity import Identity
 from microtome.store.publish import FeatureSet, SlideContent, publish_slide
 
@@ -60,7 +62,9 @@ class _StoredEncoder:
 
 
 def aggregate(
-    model: Model, given: Sequence[Artifact | str | Path], execution: ExecutionOptions
+    model: Model,
+    given: Artifact | str | Path | Iterable[Artifact | str | Path],
+    execution: ExecutionOptions,
 ) -> list[SlideEmbeddingArtifact]:
     """Embed slides by a slide model out of what stores hold of their tiles.
 
@@ -73,14 +77,14 @@ def aggregate(
         ConfigError: If there is no output folder for files.
         EncoderError: If features are not what the model needs.
     """
+    _check_options(execution)
     files = None
-    if execution.output_format in FILES:
-        if execution.folder is None:
-            raise ConfigError("Files need a folder: give ExecutionOptions(output_dir=…).")
+    if execution.output_format in FILES and execution.folder is not None:
         files = Files(output=execution.folder, format=execution.output_format, replace=True)
+    given = [given] if isinstance(given, Artifact | str | Path) else given
     work = _Aggregation(model, execution)
     artifacts = []
-    for tiles in map(_resolve, given):
+    for tiles in [_within(execution, _resolve(each)) for each in given]:
         with open_result(tiles.path) as stored:
             name = str(stored.attributes.get("slide_id") or tiles.path.stem)
             is_empty = not len(stored.coords)
@@ -94,16 +98,52 @@ def aggregate(
             slide=planned.name,
             latents=execution.save_latents,
         )
-        slide = read_embedded(where, sample_id=name, image_path=_source(tiles.path))
+        sample = Sample(sample_id=name, image_path=_source(tiles.path))
         keeper = Keeper(
             files=files,
             store=_writer(tiles.path, model.registry).name,
             encoder=model.key,
             level="slide",
         )
-        kept = keeper.slide(slide, tiles.path, f"slide_features/{planned.name}")
+        kept = keeper.slide(sample, where)
         artifacts += [kept] if kept is not None else []
     return artifacts
+
+
+def _check_options(execution: ExecutionOptions) -> None:
+    """Refuse options of a run that has no slides to read.
+
+    Raises:
+        ConfigError: If there is another than ``bag_memory_gb``, its value cannot be, or files are
+            to be written nowhere.
+    """
+    if execution.output_format in FILES and execution.folder is None:
+        raise ConfigError("Files need a folder: give ExecutionOptions(output_dir=…).")
+    others = [name for name in execution.run if name != "bag_memory_gb"]
+    if others:
+        raise ConfigError(
+            f"aggregate_tiles runs no slides: of ExecutionOptions.run it takes bag_memory_gb, not "
+            f"{', '.join(others)}."
+        )
+    RunConfig(slides=(), output=Path(), bag_memory_gb=execution.run.get("bag_memory_gb"))
+
+
+def _within(execution: ExecutionOptions, tiles: _Tiles) -> _Tiles:
+    """See that a store, which takes its embedding in, is where results are to be.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    folder = execution.folder
+    if folder is None or execution.output_format in FILES:
+        return tiles
+    if not tiles.path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"output_format={execution.output_format!r} puts embeddings into the stores of the "
+            f"tiles, and {tiles.path} is not in output_dir={folder}. Leave output_dir out, or "
+            "write files: output_format='npz' or 'pt'."
+        )
+    return tiles
 
 
 def _source(path: Path) -> str:
@@ -118,6 +158,8 @@ class _Aggregation:
         self._registry, self._execution = model.registry, execution
         options = model_options(model, PreprocessingConfig(), execution)
         self._choices = choose("slide_encoder", options["slide_encoder"], self._registry)
+        self._cap: float | None = execution.run.get("bag_memory_gb")
+        self._encoders: Mapping[str, Mapping[str, Any]] = options.get("encoder", {})
         self._planned: dict[Any, PlannedModel] = {}
 
     def plan(self, stored: StoredSlide, names: Sequence[str]) -> PlannedModel:
@@ -131,10 +173,29 @@ class _Aggregation:
             for name in stored.feature_names()
             if not names or name in names
         }
+        if self._encoders:
+            found = self._of_encoders(stored, found)
         key = tuple((name, str(each.get("plugin"))) for name, each in sorted(found.items()))
         if key not in self._planned:
             self._planned[key] = self._find(found)
         return self._planned[key]
+
+    def _of_encoders(
+        self, stored: StoredSlide, found: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Give the features of the encoders that the model was made for."""
+        plugins = {
+            self._registry.find("encoder", str(options.get("plugin", name))).spec.name
+            for name, options in self._encoders.items()
+        }
+        of = {n: each for n, each in found.items() if str(each.get("plugin", n)) in plugins}
+        if not of:
+            raise EncoderError(
+                f"The model is to read features of {', '.join(self._encoders)}, and "
+                f"{stored.attributes.get('slide_id')} has those of {', '.join(found) or 'none'}: "
+                "embed its tiles with that encoder first."
+            )
+        return {n: each for n, each in of.items() if n in self._encoders} or of
 
     def _find(self, found: Mapping[str, Mapping[str, Any]]) -> PlannedModel:
         encoders = [_encoder(name, each, self._registry) for name, each in found.items()]
@@ -175,10 +236,11 @@ class _Aggregation:
                 if not self._lacks_latents(stored, planned):
                     return
             attributes = dict(stored.attributes)
+            slide_id = str(attributes.get("slide_id", path.stem))
+            bare = make_bag(slide_id, stored.coords, {}, attributes)
+            _examine(planned, bare, stored, self._cap)
             features = {k: np.asarray(stored.features(n)) for k, n in planned.reads.items()}
-            bag = make_bag(
-                str(attributes.get("slide_id", path.stem)), stored.coords, features, attributes
-            )
+            bag = make_bag(slide_id, stored.coords, features, attributes)
             arrays = self._arrays(planned, identity, bag, attributes)
             content = SlideContent(
                 coords=stored.coords,
@@ -202,14 +264,19 @@ class _Aggregation:
         bag: TileBag,
         attributes: Mapping[str, Any],
     ) -> dict[str, FeatureSet]:
-        check_bag(planned, bag)
-        row_bytes = sum(each[0].nbytes for each in bag.features.values())
-        refuse_large(planned, len(bag), bag.extent, row_bytes=row_bytes, cap=None)
         planned.ensure_loaded()
         found = check_output(planned, encode(planned, bag), len(bag))
         if not self._execution.save_latents:
             found.pop("slide_latents", None)
         return to_store(planned, identity, found, attributes, bag)
+
+
+def _examine(planned: PlannedModel, bag: TileBag, stored: StoredSlide, cap: float | None) -> None:
+    """Refuse tiles that a model is not for, or so many, before their features are read."""
+    check_bag(planned, bag)
+    sources = [StoredSource(stored, name) for name in planned.reads.values()]
+    row_bytes = sum(source.shape[1] * source.dtype.itemsize for source in sources)
+    refuse_large(planned, len(bag), bag.extent, row_bytes=row_bytes, cap=cap)
 
 
 def _resolve(given: Artifact | str | Path) -> _Tiles:
@@ -221,6 +288,8 @@ def _resolve(given: Artifact | str | Path) -> _Tiles:
     if isinstance(given, Artifact) and given.format not in FILES:
         return _Tiles(path=given.path, names=(given.key.partition("/")[2],))
     path = given.path if isinstance(given, Artifact) else Path(given)
+    if not path.exists():
+        raise StoreError(f"There is no file {path}.")
     if path.suffix.removeprefix(".") not in FILES:
         return _Tiles(path=path)
     sidecar = path.with_suffix(".meta.json")

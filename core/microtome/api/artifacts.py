@@ -207,6 +207,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise LayoutError(
+            f"There is no sidecar {path}, which is written last: what it is of is not whole."
+        ) from error
     except (OSError, ValueError) as error:
         raise LayoutError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):

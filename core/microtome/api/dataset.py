@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.api.results import open_result
+from microtome.api.results import find_results, open_result
 from microtome.api.slide import Slide
 from microtome.errors import ConfigError, InputError, SlideError, SlideOpenError
 from microtome.plugin.registry import configure, get_registry
 from microtome.plugin.specs import EncoderSpec, Transform
-from microtome.run.exchange.exporting import find_stores
 from microtome.run.inputs.companions import Companions
 from microtome.slide.batch import TileBatch
 from microtome.slide.imaging import read_tiles
@@ -30,7 +29,6 @@ from microtome.slide.types import SlideRef, TileGeometry, TileGrid
 from microtome.store.attributes import parse_fields
 from microtome.store.exchange import read_geometry, read_info
 from microtome.store.identity import fingerprint
-from microtome.store.layout import OutputLayout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -276,7 +274,7 @@ def _find(sources: Source | Sequence[Source], slides: Mapping[str, str | Path]) 
         raise InputError("A dataset needs at least one finished slide, or a slide and its grid.")
     for source in given:
         if isinstance(source, str | Path):
-            for path in _stored(Path(source)):
+            for path in find_results(Path(source)):
                 with open_result(path) as stored:
                     yield _of_stored(stored, path, slides)
         elif _is_pair(source):
@@ -290,21 +288,6 @@ def _find(sources: Source | Sequence[Source], slides: Mapping[str, str | Path]) 
 
 def _is_pair(source: object) -> TypeGuard[tuple[Slide | str | Path, TileGrid]]:
     return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], TileGrid)
-
-
-def _stored(path: Path) -> list[Path]:
-    """Give the finished slides that a path stands for, by id."""
-    registry = get_registry()
-    suffixes = {getattr(entry.spec, "suffix", "") for entry in registry.entries("writer")}
-    if not path.is_dir() or path.suffix in suffixes - {""}:
-        return [path]
-    found = find_stores(OutputLayout(path), registry)
-    if not found:
-        raise InputError(
-            f"{path} holds no finished slides. Give the folder of an output, or of one of its "
-            "tilings, or the files themselves."
-        )
-    return [found[slide_id][0] for slide_id in sorted(found)]
 
 
 def _of_stored(stored: StoredSlide, path: Path, slides: Mapping[str, str | Path]) -> _Tiles:
@@ -350,7 +333,13 @@ def _all(origin: _Origin, coords: NDArray[np.int32], columns: Columns) -> _Tiles
 def _kept(tiles: _Tiles, keep: Callable[[Columns], NDArray[np.bool_]] | None) -> _Tiles:
     if keep is None:
         return tiles
-    chosen = np.asarray(keep(tiles.columns))
+    try:
+        chosen = np.asarray(keep(tiles.columns))
+    except KeyError as error:
+        raise ConfigError(
+            f"keep asks for a column {error} of {tiles.origin.ref.slide_id}, which has "
+            f"{', '.join(tiles.columns) or 'none'}."
+        ) from error
     if chosen.shape != tiles.rows.shape or chosen.dtype != np.bool_:
         raise ConfigError(
             f"keep is to give {len(tiles.rows)} booleans for {tiles.origin.ref.slide_id}, a tile "

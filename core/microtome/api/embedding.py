@@ -43,6 +43,12 @@ class _Embedded:
             ) from error
         return self._mapped(torch.from_numpy)
 
+    def __repr__(self) -> str:
+        """Name the fields that say something, of arrays their shapes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        told = [f"{name}={_short(v)}" for name, v in values.items() if v is not None]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def _mapped(self: T, change: Any) -> T:
         changed: dict[str, Any] = {}
         for each in fields(self):  # type: ignore[arg-type]
@@ -57,7 +63,7 @@ class _Embedded:
         return replace(self, **changed)  # type: ignore[type-var]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EmbeddedSlide(_Embedded):
     """A slide and what a model made of it, in numpy arrays; `as_tensors` gives torch's.
 
@@ -119,7 +125,7 @@ class EmbeddedSlide(_Embedded):
         return to_anndata(self.path, **{"encoder": self.name, **options})
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EmbeddedPatient(_Embedded):
     """A patient and what a model made of the slides, in numpy arrays.
 
@@ -137,6 +143,15 @@ class EmbeddedPatient(_Embedded):
     slide_embeddings: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     path: Path | None = None
+
+
+def _short(value: Any) -> str:
+    """Write a value, of an array or tensor its shape."""
+    if hasattr(value, "shape"):
+        return f"<{'×'.join(map(str, value.shape))} {value.dtype}>"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_short(each)}" for name, each in value.items()) + "}"
+    return str(value) if isinstance(value, Path) else repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microtome.api.fields import at_least, hint, mapped, one_of
+from microtome.api.fields import at_least, check, hint, mapped, named_fields, one_of
+from microtome.errors import ConfigError
+from microtome.run.inputs.paths import absolute
 from microtome.run.settings import DEFAULT_BATCH_SIZE, PRECISIONS
+
+if TYPE_CHECKING:
+    from microtome.api.preprocessing import PreprocessingConfig
 
 STORES = ("hdf5", "zarr")
 """Output formats that are our own stores."""
@@ -19,6 +24,7 @@ FILES = ("pt", "npz")
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
     """Devices, threads and files of a run; what is None is decided by the machine and the model.
@@ -89,8 +95,9 @@ class ExecutionOptions:
     )
 
     def __post_init__(self) -> None:
+        check(self)
         if self.output_dir is not None:
-            object.__setattr__(self, "output_dir", Path(self.output_dir))
+            object.__setattr__(self, "output_dir", absolute(Path(self.output_dir)))
         one_of(self, "output_format", (*STORES, *FILES))
         one_of(self, "precision", (None, *PRECISIONS))
         one_of(self, "output_dtype", (None, *_DTYPES))
@@ -126,3 +133,27 @@ class ExecutionOptions:
         if self.save_latents:
             options["latents"] = True
         return options
+
+
+def refuse_files(preprocessing: PreprocessingConfig, execution: ExecutionOptions) -> None:
+    """Refuse, where there is no output folder, what makes files.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    for name, is_wanted in (
+        ("preview", bool(preprocessing.preview.kinds)),
+        ("save_tiles=True", preprocessing.save_tiles),
+        ("on_the_fly=False", not preprocessing.on_the_fly),
+        (f"output_format={execution.output_format!r}", execution.output_format != STORES[0]),
+    ):
+        if is_wanted:
+            raise ConfigError(
+                f"{name} makes files: give ExecutionOptions(output_dir=…) to keep them."
+            )
+
+
+def idle(preprocessing: PreprocessingConfig, execution: ExecutionOptions) -> Iterator[str]:
+    """Say what changes nothing where there is no output folder."""
+    if preprocessing.resume and execution.folder is None:
+        yield "PreprocessingConfig.resume=True changes nothing without an output_dir."

@@ -6,9 +6,14 @@ three can say something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeVar
+from functools import wraps
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from microtome.errors import ConfigError
 from microtome.plugin.registry import unknown
@@ -87,19 +92,89 @@ def _default(each: Field[Any]) -> str:
     return repr(each.default) if made is MISSING else f"{made.__name__}()"
 
 
+def named_fields(owner: type[T]) -> type[T]:
+    """Have a dataclass refuse a misspelt field as everything else is refused, with a near one."""
+    known = [each.name for each in fields(owner)]  # type: ignore[arg-type]
+    made = owner.__init__
+
+    @wraps(made)
+    def init(self: Any, **given: Any) -> None:
+        for name in given:
+            if name not in known:
+                raise ConfigError(unknown(f"field of {owner.__name__}", name, known))
+        made(self, **given)
+
+    owner.__init__ = init  # type: ignore[method-assign]
+    return owner
+
+
 def check(settings: Any) -> None:
-    """Refuse fields that have no counterpart.
+    """Refuse fields that have no counterpart, and values that are not of their field's type.
+
+    Numbers of numpy become Python's.
 
     Raises:
-        ConfigError: Naming the field and what does it here.
+        ConfigError: Naming the field, and what does it here or what it may be.
     """
+    types = get_type_hints(type(settings))
     for each in fields(settings):
         value = getattr(settings, each.name)
-        if _INSTEAD in each.metadata and value != each.default:
+        if _INSTEAD not in each.metadata:
+            where = f"{type(settings).__name__}.{each.name}"
+            object.__setattr__(settings, each.name, _typed(where, value, types[each.name]))
+        elif value != each.default:
             raise ConfigError(
                 f"{type(settings).__name__}.{each.name}={value!r} has no counterpart: "
                 f"{each.metadata[_SAYS]}"
             )
+
+
+_TOLD = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+    Mapping: "a mapping",
+    NoneType: "None",
+}
+
+
+def _typed(where: str, value: Any, wanted: Any) -> Any:
+    kinds = [get_origin(kind) or kind for kind in get_args(wanted) or (wanted,)]
+    if get_origin(wanted) is Mapping:
+        kinds = [Mapping]
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if int in kinds and is_number and isinstance(value, Integral):
+        return int(value)
+    if float in kinds and is_number and math.isfinite(value):
+        return float(value)
+    if isinstance(value, tuple(kind for kind in kinds if kind not in (int, float))):
+        return value
+    told = " or ".join(_TOLD.get(kind, kind.__name__) for kind in kinds)
+    raise ConfigError(f"{where}={value!r} must be {told}.")
+
+
+def refuse_twice(settings: Any, node: str, given: Mapping[str, Any], name: str) -> None:
+    """Refuse options that a field of the same settings sets, too.
+
+    Args:
+        settings: With fields that are mapped onto keys of the node.
+        node: Of a run: ``"tiler"``.
+        given: Options by our names.
+        name: The field that they are given by.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        for key in given if value != each.default else ():
+            if f"{node}.{key}" in each.metadata[_ONTO]:
+                raise ConfigError(
+                    f"{type(settings).__name__}: {name}={{{key!r}: {given[key]!r}}} and "
+                    f"{each.name}={value!r} set the same option: give one of them."
+                )
 
 
 def notes(settings: Any) -> Iterator[str]:
@@ -110,6 +185,12 @@ def notes(settings: Any) -> Iterator[str]:
         if (value := getattr(settings, each.name)) != each.default:
             name = f"{type(settings).__name__}.{each.name}"
             yield f"{name}={value!r} changes nothing: {each.metadata[_SAYS]}"
+
+
+def given(settings: Any) -> list[str]:
+    """Name the fields that are not at their defaults."""
+    plain = type(settings)()
+    return [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(plain, f.name)]
 
 
 def coerced(owner: type[T], value: T | Mapping[str, Any]) -> T:
@@ -124,11 +205,7 @@ def coerced(owner: type[T], value: T | Mapping[str, Any]) -> T:
         raise ConfigError(
             f"{value!r} is no {owner.__name__}: give one, or a mapping of its fields."
         )
-    known = [each.name for each in fields(owner)]  # type: ignore[arg-type]
-    for name in value:
-        if name not in known:
-            raise ConfigError(unknown(f"field of {owner.__name__}", str(name), known))
-    return owner(**value)
+    return owner(**{str(name): given for name, given in value.items()})
 
 
 def one_of(settings: Any, name: str, allowed: tuple[Any, ...]) -> None:
@@ -142,16 +219,14 @@ def one_of(settings: Any, name: str, allowed: tuple[Any, ...]) -> None:
         raise ConfigError(f"{type(settings).__name__}.{name}={value!r} is not one of {told}.")
 
 
-def at_least(settings: Any, name: str, least: float) -> None:
-    """See that a field is None, or a number that is not too small.
+def at_least(settings: Any, name: str, least: float, most: float = math.inf) -> None:
+    """See that a field is None, or a number that is neither too small nor too large.
 
     Raises:
         ConfigError: If it is.
     """
     value = getattr(settings, name)
-    if value is None:
+    if value is None or least <= value <= most:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ConfigError(
-            f"{type(settings).__name__}.{name}={value!r} must be a number of {least:g} or more."
-        )
+    allowed = f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+    raise ConfigError(f"{type(settings).__name__}.{name}={value!r} must be a number {allowed}.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,17 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from microtome.api.choices import check_settings, model_options, spread, tile_card
+from microtome.api.choices import check_settings, model_options, spread, tile_card, tile_size
+from microtome.api.collecting import PipelineResult, collect, foresee
 from microtome.api.embedding import EmbeddedPatient, EmbeddedSlide, Where, read_embedded
-from microtome.api.execution import ExecutionOptions
-from microtome.api.fields import notes
-from microtome.api.preprocessing import PreprocessingConfig, grid_options, reader_options
+from microtome.api.execution import FILES, ExecutionOptions, idle, refuse_files
+from microtome.api.fields import coerced, notes
+from microtome.api.given import are_given, check_tiles, placing_notes
+from microtome.api.grids import grid_options, reader_options
+from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.results import open_result
-from microtome.api.runs import carry_out, compose
+from microtome.api.runs import carry_out, compose, plan_run
 from microtome.api.samples import Sample, write_rows
+from microtome.api.words import PythonReporter, in_python, of_slide, python_words
 from microtome.errors import ConfigError, EmbeddingError
-from microtome.plugin.registry import configure
-from microtome.run.planning.target import settle_target
 from microtome.run.progress import make_reporter
 from microtome.store.status import FAILED, SlideStatus
 
@@ -36,19 +37,14 @@ if TYPE_CHECKING:
     from microtome.run.summary import RunResult
 
 _ON_ERROR = ("raise", "skip")
-_OURS = re.compile(r"^.*[/\\\\]runs[/\\\\]python-\w+[/\\\\]slides\.csv line \d+: ")
-"""Before what is told of a row of the manifest that was written for a run."""
-
-_NOMINAL_MPP = 10.0
-"""µm per pixel at 1x."""
 
 
 @contextmanager
 def job(
     model: Model,
     samples: Sequence[Sample],
-    preprocessing: PreprocessingConfig | None,
-    execution: ExecutionOptions | None,
+    preprocessing: PreprocessingConfig | Mapping[str, Any] | None,
+    execution: ExecutionOptions | Mapping[str, Any] | None,
     *,
     on_error: str = "raise",
 ) -> Iterator[Job]:
@@ -57,20 +53,16 @@ def job(
     Raises:
         ConfigError: If the settings are not what the model was made for.
     """
-    preprocessing, execution = (
-        preprocessing or PreprocessingConfig(),
-        execution or ExecutionOptions(),
-    )
-    check_settings(model, preprocessing, execution)
+    preprocessing = coerced(PreprocessingConfig, preprocessing or {})
+    execution = coerced(ExecutionOptions, execution or {})
+    with python_words():
+        check_settings(model, preprocessing, execution)
     with ExitStack() as stack:
         output = execution.folder
         if output is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="microtome-"))
             output = Path(folder)
-            if preprocessing.preview.kinds:
-                raise ConfigError(
-                    "Previews are files: give ExecutionOptions(output_dir=…) to keep them."
-                )
+            refuse_files(preprocessing, execution)
         yield Job(
             model=model,
             samples=tuple(samples),
@@ -107,12 +99,17 @@ class Job:
         if self.on_error not in _ON_ERROR:
             raise ConfigError(f"on_error={self.on_error!r} is not one of {', '.join(_ON_ERROR)}.")
 
+    @python_words()
     def run(self) -> Done:
         """Do it: one run, or two where only some of the slides bring a mask.
 
         Raises:
-            MicrotomeError: If it cannot start, or the output takes nothing more.
+            MicrotomeError: If it cannot start, files of something else are there, or the output
+                takes nothing more.
         """
+        if are_given(self.preprocessing):
+            read_from = [self._read_from(sample) for sample in self.samples]
+            check_tiles(self.model, self.preprocessing, read_from)
         with_mask = [sample for sample in self.samples if sample.mask_path is not None]
         without = [sample for sample in self.samples if sample.mask_path is None]
         if with_mask and without and self.model.level == "patient" and not self.stage:
@@ -120,15 +117,17 @@ class Job:
                 f"{len(with_mask)} of {len(self.samples)} slides bring a mask_path. For patients "
                 "give one for all slides, or for none."
             )
-        done = Done(self)
-        reporter = make_reporter()
-        for samples, masked in ((with_mask, True), (without, False)):
-            if samples:
-                config, registry = self.config(samples, masked=masked)
-                plans, result = carry_out(
-                    config, registry, reporter, tiles_only=self.stage == "tiles"
-                )
-                done.add(plans, result)
+        runs = [
+            plan_run(*self.config(samples, masked=masked), tiles_only=self.stage == "tiles")
+            for samples, masked in ((with_mask, True), (without, False))
+            if samples
+        ]
+        done = Done(self, plans=[plan for plans in runs for plan in plans])
+        if self.stage != "coords":
+            foresee(done)
+        reporter = PythonReporter(make_reporter())
+        for plans in runs:
+            done.add(carry_out(plans, reporter))
         return done
 
     def config(self, samples: Sequence[Sample], *, masked: bool) -> tuple[RunConfig, Registry]:
@@ -146,7 +145,8 @@ class Job:
         told = (
             note for part in (*self.preprocessing.sections, self.execution) for note in notes(part)
         )
-        config = replace(config, derived=tuple(told))
+        placed = (*placing_notes(self.preprocessing), *idle(self.preprocessing, self.execution))
+        config = replace(config, derived=(*told, *placed))
         return config, registry
 
     def _read_from(self, sample: Sample) -> Sample:
@@ -174,7 +174,7 @@ class Job:
             **({"task": "coords"} if self.stage == "coords" else {}),
             **reader_options(settings.backend, registry),
             **settings.segmentation.run_options(),
-            **settings.filtering.run_options(*self._tile()),
+            **settings.filtering.run_options(*tile_size(self.model, settings)),
             **self.execution.run_options(),
             **spread(self.model, self.execution, slides),
             **model_options(self.model, settings, self.execution),
@@ -194,20 +194,11 @@ class Job:
     def _tiler(self) -> dict[str, Any]:
         settings = self.preprocessing
         if settings.read_tiles_from is not None:
-            return {"tiler": "archive", "segmenter": "none"}
+            return {"tiler": {"archive": dict(settings.tiler)}, "segmenter": "none"}
         if settings.read_coordinates_from is not None:
             folder = str(Path(settings.read_coordinates_from).absolute())
             return {"tiler": {"stored": {"folder": folder, **settings.tiler}}}
         return {"tiler": {"grid": grid_options(settings, tile_card(self.model))}}
-
-    def _tile(self) -> tuple[int, float]:
-        """Give the side and µm/px of a tile as far as they are known before slides are opened."""
-        card, settings = tile_card(self.model), self.preprocessing
-        grid = configure(self.model.registry.find("tiler", "grid").spec)
-        size, mpp = settings.requested_tile_size_px, settings.requested_spacing_um
-        grid = replace(grid, size=size, mpp=mpp)
-        settled, _ = settle_target(grid, {} if card is None else {self.model.name: card})
-        return settled.size, settled.mpp or _NOMINAL_MPP / settled.magnification
 
     def embed_slides(self) -> list[EmbeddedSlide]:
         """Embed the slides, in the order given.
@@ -215,10 +206,17 @@ class Job:
         Raises:
             EmbeddingError: If some failed and are not to be skipped.
         """
-        done = self.run()
+        done = self._run_and_keep()
         embedded = [done.read(s) for s in self.samples if s.sample_id not in done.failed]
         self.settle(done, embedded)
         return embedded
+
+    def _run_and_keep(self) -> Done:
+        """Do it, and write the files that embeddings are to be in."""
+        done = self.run()
+        if self.execution.output_format in FILES:
+            collect(done, PipelineResult())
+        return done
 
     def embed_patients(self) -> list[EmbeddedPatient]:
         """Embed the patients, in the order of first appearance.
@@ -226,10 +224,27 @@ class Job:
         Raises:
             EmbeddingError: If slides or patients failed and are not to be skipped.
         """
-        done = self.run()
+        done = self._run_and_keep()
         embedded = [found for name in self.patients if (found := done.read_patient(name))]
         self.settle(done, embedded)
         return embedded
+
+    def embed_patient(self) -> EmbeddedPatient:
+        """Embed the one patient.
+
+        Raises:
+            EmbeddingError: If it cannot be embedded; says why.
+        """
+        done = self._run_and_keep()
+        (name,) = self.patients
+        found = done.read_patient(name)
+        if found is None:
+            failed = {**done.failed, **done.failed_patients}
+            why = done.failed_patients.get(name, "the run ended before it").rstrip(".")
+            told = f"The patient {name} could not be embedded: {why}."
+            raise EmbeddingError(told, failed=failed, embedded=[])
+        self.settle(done, [found])
+        return found
 
     @property
     def patients(self) -> list[str]:
@@ -268,9 +283,8 @@ class Done:
     statuses: dict[str, list[SlideStatus]] = field(default_factory=dict)
     patients: dict[str, PatientStatus] = field(default_factory=dict)
 
-    def add(self, plans: Sequence[RunPlan], result: RunResult) -> None:
+    def add(self, result: RunResult) -> None:
         """Take what one run left."""
-        self.plans += plans
         for status in result.statuses:
             self.statuses.setdefault(status.slide_id, []).append(status)
         self.patients |= {status.patient_id: status for status in result.patients}
@@ -282,7 +296,7 @@ class Done:
         for sample in self.job.samples:
             bad = [s for s in self.statuses.get(sample.sample_id, ()) if s.state in FAILED]
             if bad:
-                message = _OURS.sub("", bad[0].message)
+                message = of_slide(bad[0].message)
                 found[sample.sample_id] = f"{bad[0].state} at {bad[0].stage}: {message}"
             elif sample.sample_id not in self.statuses:
                 found[sample.sample_id] = "the run ended before it"
@@ -292,7 +306,7 @@ class Done:
     def failed_patients(self) -> dict[str, str]:
         """Patients that could not be embedded, and why."""
         errors = {name: status.error for name, status in self.patients.items()}
-        return {name: error["message"] for name, error in errors.items() if error is not None}
+        return {name: in_python(error["message"]) for name, error in errors.items() if error}
 
     def where(self, sample_id: str) -> Where:
         """Say where the embeddings of a slide that did not fail lie."""
@@ -343,6 +357,11 @@ class Done:
         """Give the pass that embeds patients."""
         return next(plan for plan in self.plans if plan.patient_encoders)
 
+    @property
+    def patient_key(self) -> str:
+        """Name of the embedding in a patient's file."""
+        return f"patient_features/{self.patient_plan().patient_encoders[0].name}"
+
     def patient_path(self, patient_id: str) -> Path:
         """Give the file of a patient."""
         plan = self.patient_plan()
@@ -350,7 +369,7 @@ class Done:
 
     def read_patient(self, patient_id: str) -> EmbeddedPatient | None:
         """Read a patient; None for one that could not be embedded."""
-        if patient_id in self.failed_patients:
+        if patient_id in self.failed_patients or patient_id not in self.patients:
             return None
         path, planned = self.patient_path(patient_id), self.patient_plan().patient_encoders[0]
         with open_result(path) as stored:
@@ -359,21 +378,18 @@ class Done:
         return EmbeddedPatient(
             patient_id=patient_id,
             patient_embedding=embedding,
-            slide_embeddings={name: self._slide_embedding(name) for name in status.slides}
-            if planned.embeddings
-            else {},
+            slide_embeddings=self._slide_embeddings(status.slides),
             left_out=dict(status.left_out),
             path=None if self.job.execution.folder is None else path,
         )
 
-    def _slide_embedding(self, sample_id: str) -> Any:
-        name = self.patient_plan().patient_encoders[0].embeddings
-        with open_result(self.store(self.patient_plan(), sample_id)) as stored:
-            return stored.array(f"slide_features/{name}")
-
-
-def nothing(job: Job) -> EmbeddingError:
-    """Say that the one patient could not be embedded."""
-    name = job.patients[0]
-    told = f"The patient {name} could not be embedded."
-    return EmbeddingError(told, failed={name: told})
+    def _slide_embeddings(self, names: Sequence[str]) -> dict[str, Any]:
+        """Read the embeddings of a patient's slides; none where the run makes none."""
+        plan = self.patient_plan()
+        made = plan.slide_encoders[0].name if plan.slide_encoders else ""
+        name = plan.patient_encoders[0].embeddings or made
+        found = {}
+        for sample_id in names if name else ():
+            with open_result(self.store(plan, sample_id)) as stored:
+                found[sample_id] = stored.array(f"slide_features/{name}")
+        return found

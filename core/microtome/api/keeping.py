@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -24,10 +24,12 @@ from microtome.api.artifacts import (
     attributes_of,
     read_sidecar,
 )
-from microtome.api.embedding import EmbeddedPatient, EmbeddedSlide
+from microtome.api.embedding import Where, read_tiles
 from microtome.api.results import open_result
+from microtome.api.samples import Sample
 from microtome.errors import IdentityError, LayoutError, MissingDependencyError, StoreError
 from microtome.plugin.protocols import StoredSlide
+from microtome.store.arrays import array_names
 from microtome.store.atomic import publish, sweep, wrap_errors, write_json
 from microtome.store.attributes import plain_attributes
 
@@ -67,11 +69,31 @@ class Files:
         top = self.output / FOLDERS[kind]
         return top / f"{name}.{self.format}", top / f"{name}{SIDECAR}"
 
+    def foresee(self, kind: str, name: str, key: str, store: Path) -> None:
+        """Refuse a file that is there of another embedding, unless it is replaced.
+
+        Args:
+            kind: One of `FOLDERS`.
+            name: The slide or patient.
+            key: Of what is to be written, in our store.
+            store: Our store.
+
+        Raises:
+            IdentityError: If the sidecar names another store or another array of it.
+            LayoutError: If it cannot be read.
+        """
+        path, sidecar = self.paths(kind, name)
+        if self.replace or not sidecar.exists():
+            return
+        known = read_sidecar(sidecar)
+        if (known.get("store"), known.get("key")) != (_relative(store, self.output), key):
+            raise self._other(path, sidecar)
+
     def write(
         self,
         kind: str,
         name: str,
-        arrays: Mapping[str, Array],
+        read: Callable[[], Mapping[str, Array]],
         *,
         identity: str,
         metadata: Mapping[str, Any],
@@ -81,7 +103,7 @@ class Files:
         Args:
             kind: One of `FOLDERS`.
             name: The slide or patient.
-            arrays: ``"features"``, and for an npz what belongs to it.
+            read: Gives the arrays: ``"features"``, and for an npz what belongs to it.
             identity: Digest of what it was made of.
             metadata: What else the sidecar says.
 
@@ -95,6 +117,7 @@ class Files:
         path, sidecar = self.paths(kind, name)
         if self._holds(path, sidecar, identity):
             return path, sidecar
+        arrays = read()
         sweep(path.parent)
         with wrap_errors(sidecar):
             # A crash between here and the end leaves no sidecar, which says: not whole.
@@ -125,11 +148,14 @@ class Files:
             raise
         same = isinstance(there, Mapping) and there.get("identity") == identity
         if not same and not self.replace:
-            raise IdentityError(
-                f"{path} was made of something else, as {sidecar.name} says. Choose another "
-                "output_dir, or replace it with PreprocessingConfig(resume=False)."
-            )
+            raise self._other(path, sidecar)
         return same and path.exists()
+
+    def _other(self, path: Path, sidecar: Path) -> IdentityError:
+        return IdentityError(
+            f"{path} was made of something else, as {sidecar.name} says. Choose another "
+            "output_dir, or replace it with PreprocessingConfig(resume=False)."
+        )
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -166,97 +192,112 @@ class Keeper:
     encoder: str
     level: str
 
-    def tiles(self, slide: EmbeddedSlide, path: Path) -> TileArtifact:
+    def tiles(self, sample: Sample, where: Where) -> TileArtifact:
         """Keep the tile embeddings of a slide.
 
         Args:
-            slide: The slide.
-            path: Of its store.
+            sample: The slide.
+            where: They lie.
         """
-        kind = "tile" if slide.region_size_lv0 is None else "hierarchical"
-        made: type[Any] = TileEmbeddingArtifact
-        if kind == "hierarchical":
-            made = HierarchicalEmbeddingArtifact
-        arrays = {VALUES: slide.tile_embeddings, "x": slide.x, "y": slide.y}
-        kept = self._keep(kind, slide.sample_id, path, f"features/{slide.name}", arrays, slide)
-        artifact: TileArtifact = made(sample_id=slide.sample_id, **kept)
+        with open_result(where.path) as stored:
+            shape: tuple[int, ...] = stored.feature_shape(where.features)
+            made: type[Any] = TileEmbeddingArtifact
+            kind = "tile"
+            if array_names(stored, "regions"):
+                made, kind = HierarchicalEmbeddingArtifact, "hierarchical"
+                shape = (*stored.array_shape("regions/index"), shape[1])
+            kept = self._keep(kind, sample, stored, where.path, f"features/{where.features}", shape)
+        artifact: TileArtifact = made(sample_id=sample.sample_id, **kept)
         return artifact
 
-    def slide(self, slide: EmbeddedSlide, path: Path, key: str) -> SlideEmbeddingArtifact | None:
+    def slide(self, sample: Sample, where: Where) -> SlideEmbeddingArtifact | None:
         """Keep the embedding of a slide, and its latents; None for a slide without one.
 
         Args:
-            slide: The slide.
-            path: Of its store.
-            key: Of its embedding in there.
+            sample: The slide.
+            where: They lie.
         """
-        if slide.slide_embedding is None:
-            return None
+        key, latent_key = f"slide_features/{where.slide}", f"slide_latents/{where.slide}"
         latents = None
-        if slide.latents is not None:
-            arrays = {VALUES: slide.latents}
-            latent_key = key.replace("slide_features/", "slide_latents/")
-            latents = self._keep("latents", slide.sample_id, path, latent_key, arrays, slide)
-        arrays = {VALUES: slide.slide_embedding}
-        kept = self._keep("slide", slide.sample_id, path, key, arrays, slide)
+        with open_result(where.path) as stored:
+            if key not in array_names(stored, "slide_features"):
+                return None
+            if where.latents and latent_key in array_names(stored, "slide_latents"):
+                shape = stored.array_shape(latent_key)
+                latents = self._keep("latents", sample, stored, where.path, latent_key, shape)
+            kept = self._keep("slide", sample, stored, where.path, key, stored.array_shape(key))
         latent_path = None if latents is None else latents["path"]
-        return SlideEmbeddingArtifact(sample_id=slide.sample_id, latent_path=latent_path, **kept)
+        return SlideEmbeddingArtifact(sample_id=sample.sample_id, latent_path=latent_path, **kept)
 
     def patient(
-        self, patient: EmbeddedPatient, path: Path, key: str, slides: int
+        self, patient_id: str, path: Path, key: str, slides: int
     ) -> PatientEmbeddingArtifact:
         """Keep the embedding of a patient.
 
         Args:
-            patient: The patient.
+            patient_id: The patient.
             path: Of its store.
             key: Of its embedding in there.
             slides: How many it is of.
         """
-        arrays = {VALUES: patient.patient_embedding}
-        kept = self._keep("patient", patient.patient_id, path, key, arrays, None)
-        return PatientEmbeddingArtifact(patient_id=patient.patient_id, num_slides=slides, **kept)
+        with open_result(path) as stored:
+            kept = self._keep("patient", patient_id, stored, path, key, stored.array_shape(key))
+        return PatientEmbeddingArtifact(patient_id=patient_id, num_slides=slides, **kept)
 
     def _keep(
         self,
         kind: str,
-        name: str,
+        of: Sample | str,
+        stored: StoredSlide,
         store: Path,
         key: str,
-        arrays: Mapping[str, Array],
-        slide: EmbeddedSlide | None,
+        shape: Sequence[int],
     ) -> dict[str, Any]:
-        known = {"key": key, "shape": tuple(arrays[VALUES].shape)}
+        known = {"key": key, "shape": tuple(shape)}
         if self.files is None:
             return {"path": store, "format": self.store, **known}
-        with open_result(store) as stored:
-            attributes = attributes_of(stored, key)
-            identity = str(attributes.get("identity", ""))
-            described = _describe(stored, slide) if slide is not None else {}
+        name = of if isinstance(of, str) else of.sample_id
         metadata = {
-            ("sample_id" if slide is not None else "patient_id"): name,
+            ("patient_id" if isinstance(of, str) else "sample_id"): name,
             "encoder_name": self.encoder,
             "encoder_level": self.level,
             "key": key,
             "store": _relative(store, self.files.output),
-            **described,
+            **({} if isinstance(of, str) else _describe(stored, of)),
         }
-        path, sidecar = self.files.write(kind, name, arrays, identity=identity, metadata=metadata)
+        path, sidecar = self.files.write(
+            kind,
+            name,
+            lambda: _arrays(stored, key),
+            identity=str(attributes_of(stored, key).get("identity", "")),
+            metadata=metadata,
+        )
         return {"path": path, "format": self.files.format, "metadata_path": sidecar, **known}
 
 
-def _describe(stored: StoredSlide, slide: EmbeddedSlide) -> dict[str, Any]:
+def _arrays(stored: StoredSlide, key: str) -> dict[str, Array]:
+    """Read what a file holds."""
+    group, _, name = key.partition("/")
+    if group != "features":
+        return {VALUES: np.asarray(stored.array(key))}
+    tiles = read_tiles(stored, name)
+    return {VALUES: tiles["tile_embeddings"], "x": tiles["x"], "y": tiles["y"]}
+
+
+def _describe(stored: StoredSlide, sample: Sample) -> dict[str, Any]:
     """Say of what tiles an embedding is, in the words that slide2vec's users know."""
-    attributes = plain_attributes(stored.attributes)
+    # Stores write None as text.
+    plain = plain_attributes(stored.attributes)
+    attributes = {name: None if value == "None" else value for name, value in plain.items()}
     return {
-        "num_tiles": slide.num_tiles,
-        "tile_size_lv0": slide.tile_size_lv0,
+        "num_tiles": len(stored.coords),
+        "tile_size_lv0": int(stored.attributes["patch_size_level0"]),
         "requested_tile_size_px": attributes.get("patch_size"),
         "requested_spacing_um": attributes.get("target_mpp"),
         "requested_magnification": attributes.get("target_magnification"),
         "effective_spacing_um": attributes.get("effective_mpp"),
-        "image_path": str(slide.image_path),
-        "mask_path": None if slide.mask_path is None else str(slide.mask_path),
+        "image_path": str(sample.image_path),
+        "mask_path": None if sample.mask_path is None else str(sample.mask_path),
         "coordinates_identity": attributes.get("identity"),
     }
 

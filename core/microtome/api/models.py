@@ -12,6 +12,7 @@ from microtome.api import jobs
 from microtome.api.choices import check_model
 from microtome.api.embedding import EmbeddedPatient, EmbeddedSlide
 from microtome.api.execution import ExecutionOptions
+from microtome.api.fields import coerced
 from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.presets import KINDS, ModelSpec, find_model
 from microtome.api.runs import Chosen
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from microtome.api.artifacts import SlideEmbeddingArtifact, TileArtifact
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Model:
     """A model of tiles, slides or patients, and how it is to run. Made by `from_preset`.
 
@@ -120,6 +121,16 @@ class Model:
         )
         check_model(model)
         return model
+
+    def __repr__(self) -> str:
+        """Name it with its level, and what is known of its weights."""
+        card = self.spec.card
+        told = [repr(self.key), f"level={self.level!r}"]
+        if card is not None:
+            told += [] if "variant" in self.options else [f"dim={card.dim}"]
+            told += [f"licence={card.licence!r}"] if card.licence else []
+            told += [f"gated={card.gated}"] if card.gated is not None else []
+        return f"Model({', '.join(told)})"
 
     @property
     def registry(self) -> Registry:
@@ -260,10 +271,7 @@ class Model:
         self._refuse_level("embed_patient", "patient")
         samples = of_one_patient(read_samples(slides), patient_id)
         with jobs.job(self, samples, preprocessing, execution, on_error=on_error) as job:
-            found = job.embed_patients()
-        if not found:
-            raise jobs.nothing(job)
-        return found[0]
+            return job.embed_patient()
 
     def embed_patients(
         self,
@@ -331,9 +339,10 @@ class Model:
         """Make slide embeddings of tile embeddings that are there; no slide is opened.
 
         Args:
-            tile_artifacts: What `embed_tiles` or a `Pipeline` gave, or the paths of our stores.
-            execution: Needs an ``output_dir``, unless the artefacts are of our stores, which then
-                take the embeddings in.
+            tile_artifacts: What `embed_tiles` or a `Pipeline` gave, or paths of our stores; or one.
+            execution: Of ``output_format="pt"`` or ``"npz"`` it needs an ``output_dir``; otherwise
+                our stores, which lie there if it is given, take the embeddings in. Of its ``run``
+                only ``bag_memory_gb`` is taken.
 
         Returns:
             One artefact a slide that has tiles, in the order given.
@@ -345,7 +354,7 @@ class Model:
         from microtome.api.aggregation import aggregate
 
         self._refuse_level("aggregate_tiles", "slide")
-        return aggregate(self, list(tile_artifacts), execution or ExecutionOptions())
+        return aggregate(self, tile_artifacts, coerced(ExecutionOptions, execution or {}))
 
     def _refuse_level(self, what: str, *levels: str) -> None:
         if self.level not in levels:

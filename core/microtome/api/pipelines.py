@@ -5,24 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from microtome.api.artifacts import (
-    HierarchicalEmbeddingArtifact,
-    PatientEmbeddingArtifact,
-    SlideEmbeddingArtifact,
-    TileEmbeddingArtifact,
-)
 from microtome.api.choices import check_settings
-from microtome.api.execution import FILES, ExecutionOptions
+from microtome.api.collecting import PipelineResult, collect
+from microtome.api.execution import ExecutionOptions
+from microtome.api.fields import coerced
 from microtome.api.jobs import Done, Job
-from microtome.api.keeping import Files, Keeper
 from microtome.api.models import Model
 from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.samples import Sample, SlideInput, read_rows, read_samples, slides_of
+from microtome.api.words import python_words
 from microtome.errors import ConfigError, InputError, one_line
 from microtome.store.atomic import write_bytes
 
@@ -33,27 +28,6 @@ _COLUMNS = (
     *("tiling_status", "num_tiles", "mask_preview_path", "tiling_preview_path"),
     *("feature_status", "feature_path", "encoder_name", "error"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineResult:
-    """What a pipeline kept, in the order of the manifest; known as ``microtome.RunResult``, too.
-
-    Attributes:
-        tile_artifacts: Tile embeddings; of a slide or patient model with ``save_tile_embeddings``.
-        hierarchical_artifacts: Tile embeddings by region, in place of those.
-        slide_artifacts: Slide embeddings; of a patient model with ``save_slide_embeddings``.
-        patient_artifacts: Patient embeddings, in the order of first appearance.
-        process_list_path: A CSV with a row a slide: how it ended, where it is, what was wrong.
-        failed: Slides and patients that failed by id, with where and why.
-    """
-
-    tile_artifacts: list[TileEmbeddingArtifact] = field(default_factory=list)
-    hierarchical_artifacts: list[HierarchicalEmbeddingArtifact] = field(default_factory=list)
-    slide_artifacts: list[SlideEmbeddingArtifact] = field(default_factory=list)
-    patient_artifacts: list[PatientEmbeddingArtifact] = field(default_factory=list)
-    process_list_path: Path | None = None
-    failed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Pipeline:
@@ -83,13 +57,14 @@ class Pipeline:
         execution: ExecutionOptions | None = None,
     ) -> None:
         self.model = model
-        self.preprocessing = preprocessing or PreprocessingConfig()
-        self.execution = execution or ExecutionOptions()
+        self.preprocessing = coerced(PreprocessingConfig, preprocessing or {})
+        self.execution = coerced(ExecutionOptions, execution or {})
         if self.execution.folder is None:
             raise ConfigError(
                 "A pipeline keeps what it makes: give ExecutionOptions(output_dir=…)."
             )
-        check_settings(model, self.preprocessing, self.execution)
+        with python_words():
+            check_settings(model, self.preprocessing, self.execution)
 
     def run(
         self,
@@ -181,11 +156,6 @@ class Pipeline:
         on_error: str,
     ) -> PipelineResult:
         folder = self.execution.folder or Path()
-        files = None
-        if self.execution.output_format in FILES:
-            files = Files(
-                output=folder, format=self.execution.output_format, replace=not settings.resume
-            )
         job = Job(
             model=self.model,
             samples=samples,
@@ -199,54 +169,10 @@ class Pipeline:
         failed = {**done.failed, **done.failed_patients}
         result = PipelineResult(process_list_path=folder / PROCESS_LIST, failed=failed)
         if stage != "coords":
-            _Collector(job, done, files, result).collect()
+            collect(done, result)
         write_process_list(folder / PROCESS_LIST, done, result)
         job.settle(done, [result])
         return result
-
-
-class _Collector:
-    """Gathers what a job kept into a result, a slide at a time."""
-
-    def __init__(self, job: Job, done: Done, files: Files | None, result: PipelineResult) -> None:
-        self._job, self._done, self._result = job, done, result
-        model = job.model
-        self._keeper = Keeper(
-            files=files, store=job.execution.store, encoder=model.key, level=model.level
-        )
-
-    def collect(self) -> None:
-        """Keep every embedding that is wanted."""
-        job, done = self._job, self._done
-        level = "tile" if job.stage == "tiles" else job.model.level
-        wants_tiles = level == "tile" or job.execution.save_tile_embeddings
-        wants_slides = level == "slide" or (
-            level == "patient" and job.execution.save_slide_embeddings
-        )
-        for sample in job.samples if wants_tiles or wants_slides else ():
-            if sample.sample_id not in done.failed:
-                self._slide(sample, wants_tiles, wants_slides)
-        for name in job.patients if level == "patient" else ():
-            if (patient := done.read_patient(name)) is not None:
-                key = f"patient_features/{done.patient_plan().patient_encoders[0].name}"
-                count = sum(s.patient_id == name for s in job.samples) - len(patient.left_out)
-                self._result.patient_artifacts.append(
-                    self._keeper.patient(patient, done.patient_path(name), key, count)
-                )
-
-    def _slide(self, sample: Sample, wants_tiles: bool, wants_slides: bool) -> None:
-        slide, where = self._done.read(sample), self._done.where(sample.sample_id)
-        if wants_tiles:
-            kept = self._keeper.tiles(slide, where.path)
-            if isinstance(kept, HierarchicalEmbeddingArtifact):
-                self._result.hierarchical_artifacts.append(kept)
-            else:
-                self._result.tile_artifacts.append(kept)
-        if wants_slides and where.slide:
-            key = f"slide_features/{where.slide}"
-            embedded = self._keeper.slide(slide, where.path, key)
-            if embedded is not None:
-                self._result.slide_artifacts.append(embedded)
 
 
 def write_process_list(path: Path, done: Done, result: PipelineResult) -> None:

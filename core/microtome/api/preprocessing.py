@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from microtome.api.fields import at_least, check, coerced, hint, mapped, refused
+from microtome.api.fields import (
+    at_least,
+    check,
+    coerced,
+    hint,
+    mapped,
+    named_fields,
+    refuse_twice,
+    refused,
+)
 from microtome.errors import ConfigError
-
-if TYPE_CHECKING:
-    from microtome.plugin.registry import Registry
-    from microtome.plugin.specs import EncoderCard
 
 _METHODS = {"hsv": "threshold"}
 """Segmenters that go by another name here: a fixed range of HSV is a fixed threshold."""
@@ -24,6 +29,7 @@ _NO_PIXEL_IS_BLACK, _NO_PIXEL_IS_WHITE = 0, 256
 """Limits of the content filter that no 8-bit value reaches."""
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig:
     """How tissue is found; what is None is our segmenter's default."""
@@ -52,6 +58,10 @@ class SegmentationConfig:
     )
 
     def __post_init__(self) -> None:
+        check(self)
+        for name in ("sthresh", "close"):
+            at_least(self, name, 0)
+        refuse_twice(self, "segmenter", self.options, "options")
         only = {
             "sthresh": ("threshold",),
             "close": _SIMPLE,
@@ -86,6 +96,7 @@ class SegmentationConfig:
         return {"segmenter": {self.segmenter or "classic": options}}
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
     """Which pieces of tissue, and which tiles, are left out; none by default."""
@@ -131,6 +142,18 @@ class FilterConfig:
         check(self)
         for name in ("ref_tile_size", "a_t", "a_h"):
             at_least(self, name, 0)
+        for name in ("white_threshold", "black_threshold"):
+            at_least(self, name, 0, 255)
+        at_least(self, "fraction_threshold", 0, 1)
+        for name, switches in (
+            ("white_threshold", ("filter_white",)),
+            ("black_threshold", ("filter_black",)),
+            ("fraction_threshold", ("filter_white", "filter_black")),
+        ):
+            if getattr(self, name) is not None and not any(getattr(self, s) for s in switches):
+                raise ConfigError(
+                    f"FilterConfig.{name} filters nothing without {' or '.join(switches)}=True."
+                )
 
     def run_options(self, size: int, mpp: float) -> dict[str, Any]:
         """Give the options of a run.
@@ -169,6 +192,7 @@ class FilterConfig:
         return options
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
     """Which pictures are drawn; they need an ``output_dir``."""
@@ -183,6 +207,9 @@ class PreviewConfig:
         None, says="Overlays have 1024 px on the longer side, whatever the slide."
     )
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """The overlays that are drawn."""
@@ -190,6 +217,7 @@ class PreviewConfig:
         return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig:
     """How slides are opened, tiled and filtered; what is None is our default, or the model's card.
@@ -290,6 +318,8 @@ class PreprocessingConfig:
             ("overlap", 0),
         ):
             at_least(self, name, least)
+        at_least(self, "tissue_threshold", 0, 1)
+        refuse_twice(self, "tiler", self.tiler, "tiler")
         if self.requested_spacing_um is not None and not self.requested_spacing_um > 0:
             raise ConfigError(
                 f"PreprocessingConfig.requested_spacing_um={self.requested_spacing_um!r} must be "
@@ -311,71 +341,3 @@ class PreprocessingConfig:
     def sections(self) -> tuple[Any, ...]:
         """This and the settings in it, each with fields of its own."""
         return self, self.segmentation, self.filtering, self.preview
-
-
-def reader_options(backend: str, registry: Registry) -> dict[str, Any]:
-    """Give the options of a run for a backend.
-
-    Raises:
-        ConfigError: If no reader has that name; says which there are.
-    """
-    if backend == "auto":
-        return {}
-    names = registry.names("reader")
-    if backend not in names:
-        told = ", ".join(["auto", *names])
-        raise ConfigError(
-            f"PreprocessingConfig.backend={backend!r}: no reader of that name is installed. A "
-            f"plugin may bring one; available are {told}."
-        )
-    return {"reader": backend}
-
-
-def grid_options(settings: PreprocessingConfig, card: EncoderCard | None) -> dict[str, Any]:
-    """Give the options of the grid, as far as they are not left to the encoders' cards.
-
-    Args:
-        settings: What was asked for.
-        card: Of the model, or of what it needs; its size counts where none was asked for.
-
-    Raises:
-        ConfigError: If a region is no whole number of tiles.
-    """
-    options: dict[str, Any] = {}
-    size = settings.requested_tile_size_px
-    if size is not None:
-        options["size"] = size
-    if settings.requested_spacing_um is not None:
-        options["mpp"] = float(settings.requested_spacing_um)
-    if settings.tolerance is not None:
-        options["max_upsample"] = 1.0 + settings.tolerance
-    if settings.tissue_threshold is not None:
-        options["min_tissue"] = float(settings.tissue_threshold)
-    side = size or (card.patch_size if card is not None else None)
-    if settings.overlap:
-        options["step"] = round(_known(side, "overlap") * (1 - settings.overlap))
-    if settings.is_hierarchical:
-        options |= _region_options(settings, side)
-    return options | dict(settings.tiler)
-
-
-def _region_options(settings: PreprocessingConfig, side: int | None) -> dict[str, Any]:
-    region, tiles = settings.requested_region_size_px, settings.region_tile_multiple
-    if region is None:
-        return {"region_tiles": tiles}
-    side = _known(side, "requested_region_size_px")
-    if region % side or (tiles or region // side) * side != region or region // side < 2:
-        wanted = "" if tiles is None else f", {tiles} as region_tile_multiple says"
-        raise ConfigError(
-            f"requested_region_size_px={region} is not a whole number, 2 or more, of tiles of "
-            f"{side} px{wanted}. Leave it out: it is requested_tile_size_px × region_tile_multiple."
-        )
-    return {"region_tiles": region // side, "region_size": region}
-
-
-def _known(side: int | None, why: str) -> int:
-    if side is None:
-        raise ConfigError(
-            f"{why} needs the size of tiles, which no card says: give requested_tile_size_px."
-        )
-    return side

@@ -14,7 +14,7 @@ from microtome.plugin.registry import Registry, configure, get_registry, unknown
 from microtome.run.planning.plan import RunPlan, make_plan
 from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter
-from microtome.run.runner import plan_passes, run_plan
+from microtome.run.runner import plan_passes, run_passes
 from microtome.run.settings import (
     Choice,
     ClaimSettings,
@@ -81,7 +81,7 @@ def run_slides(
         MicrotomeError: If the run cannot start.
     """
     config, registry = compose(slides, Path(output), options)
-    return carry_out(config, registry, reporter or make_reporter())[1]
+    return carry_out(plan_run(config, registry), make_reporter(reporter))
 
 
 def compose(
@@ -128,30 +128,31 @@ def compose(
     return replace(config, **_settings(options, registry)), registry
 
 
-def carry_out(
-    config: RunConfig, registry: Registry, reporter: Reporter, *, tiles_only: bool = False
-) -> tuple[list[RunPlan], RunResult]:
-    """Do a run.
+def plan_run(config: RunConfig, registry: Registry, *, tiles_only: bool = False) -> list[RunPlan]:
+    """Plan the passes of a run.
 
     Args:
         config: What to do.
         registry: The plugins.
-        reporter: Hears how it goes.
         tiles_only: Whether it ends with what slide and patient encoders read.
 
-    Returns:
-        The plans of its passes, and what became of it.
+    Raises:
+        MicrotomeError: If it cannot start.
+    """
+    if not tiles_only:
+        return plan_passes(config, registry)
+    passes = solve(config, registry)
+    bare = [replace(each, slide_encoders=(), patient_encoders=()) for each in passes]
+    return [make_plan(each, registry) for each in bare]
+
+
+def carry_out(plans: Sequence[RunPlan], reporter: Reporter) -> RunResult:
+    """Do a run that is planned.
 
     Raises:
         MicrotomeError: If it cannot start, or the output takes nothing more.
     """
-    if tiles_only:
-        passes = solve(config, registry)
-        bare = [replace(each, slide_encoders=(), patient_encoders=()) for each in passes]
-        plans = [make_plan(each, registry) for each in bare]
-    else:
-        plans = plan_passes(config, registry)
-    return plans, join_results([run_plan(plan, reporter) for plan in plans])
+    return join_results([*run_passes(plans, reporter)])
 
 
 def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:

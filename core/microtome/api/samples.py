@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,17 @@ from microtome.run.inputs.paths import absolute
 from microtome.run.inputs.sources import is_url, url_path
 from microtome.run.inputs.tables import ManifestEntry, parse_mpp, read_manifest
 from microtome.store.atomic import write_bytes
+
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".json")
+"""Suffixes of what is no slide and lists some."""
+
+_FEW = 5
+
+
+def few(names: Sequence[str]) -> str:
+    """Write some names, of many the first."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(map(repr, names[:_FEW])) + more
 
 
 @runtime_checkable
@@ -101,6 +113,11 @@ def _sample(given: Mapping[str, Any]) -> Sample:
     sample_id = given.get("sample_id")
     patient_id = given.get("patient_id")
     path = url_path(str(image)) if is_url(str(image)) else absolute(Path(image))
+    if path.suffix.lower() in _TABLES:
+        raise ConfigError(
+            f"{image} is no slide. A manifest of slides is for a pipeline: "
+            f"Pipeline(model, …).run(manifest_path={str(image)!r})."
+        )
     return Sample(
         sample_id=(path.stem if sample_id in (None, "") else str(sample_id)).strip(),
         image_path=str(image) if is_url(str(image)) else path,
@@ -198,8 +215,20 @@ def write_rows(path: Path, samples: Sequence[Sample]) -> None:
 def with_patients(
     samples: Sequence[Sample], patients: Mapping[str, str] | None
 ) -> tuple[Sample, ...]:
-    """Say whose slides these are: by the map, else as they say, else each its own patient's."""
+    """Say whose slides these are: by the map, else as they say, else each its own patient's.
+
+    Raises:
+        ConfigError: If the map names a slide that there is not.
+    """
     known = {} if patients is None else {str(k): str(v) for k, v in patients.items()}
+    names = [sample.sample_id for sample in samples]
+    if lost := [name for name in known if name not in names]:
+        near = difflib.get_close_matches(lost[0], names, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"patient_id_map names {len(lost)} slides that are not given: {few(lost)}.{hint} "
+            f"Given are {few(names)}."
+        )
     return tuple(
         replace(s, patient_id=known.get(s.sample_id) or s.patient_id or s.sample_id)
         for s in samples

@@ -21,7 +21,7 @@ from microtome.plugin.specs import (
     TileNeed,
     Transform,
 )
-from microtome.run.planning.solve import describe_need
+from microtome.run.planning.needs import describe_need
 
 _WIDTH = 100
 _LICENCE = 28
@@ -138,6 +138,16 @@ def _bag_row(spec: BagEncoderSpec, here: str) -> tuple[str, ...]:
         _GATED[card.gated],
         here,
     )
+
+
+def at_a_glance(entry: Registered, card: EncoderCard | None) -> tuple[str, ...]:
+    """Give what must be known before an encoder is used: columns, licence, access, packages."""
+    packages = f"packages missing: {', '.join(entry.missing)}" if entry.missing else "packages here"
+    if card is None:
+        return "any columns", "", "", packages
+    licence = textwrap.shorten(card.licence or "licence ?", _LICENCE, placeholder=" …")
+    access = _GATED[card.gated].replace("?", "access ?") if card.hub_id else ""
+    return f"{card.dim} columns", licence, access, packages
 
 
 def takes(spec: BagEncoderSpec) -> str:
@@ -263,7 +273,10 @@ def _steps(entry: Registered) -> Iterator[str]:
     line = f"microtome {slides} output=out {spec.kind}={spec.name}"
     if isinstance(spec, PatientEncoderSpec) and takes(spec).endswith("any slide encoder"):
         line += " slide_encoder=NAME"
-    line += f" {node}.model=NAME" if "model" in options else ""
+    if isinstance(spec, BagEncoderSpec) and card is None and "weights" in options:
+        line += f" {node}.weights=PATH"
+    for name, what in (("model", "NAME"), ("code_folder", "FOLDER")):
+        line += f" {node}.{name}={what}" if name in options else ""
     yield line + (f" {node}.revision=COMMIT" if commit else "")
 
 

@@ -66,7 +66,8 @@ def _listing(registry: Registry, kinds: list[str]) -> str:
     sections = []
     for kind in kinds:
         entries = registry.entries(kind)
-        rows = [(e.spec.name, e.distribution, _state(e), e.spec.summary) for e in entries]
+        # What installs it is last, for it may be long.
+        rows = [(e.spec.name, e.distribution, *_state(e)) for e in entries]
         sections.append(columns(f"{kind} ({len(rows)})", rows))
     if registry.broken:
         broken = [(b.name, b.distribution, "broken", b.reason) for b in registry.broken]
@@ -74,8 +75,8 @@ def _listing(registry: Registry, kinds: list[str]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _state(entry: Registered) -> str:
+def _state(entry: Registered) -> tuple[str, str, str]:
     missing = entry.missing
     if not missing:
-        return "available"
-    return f"needs {', '.join(missing)}: {_install(entry, missing)}"
+        return "available", entry.spec.summary, ""
+    return f"needs {', '.join(missing)}", entry.spec.summary, _install(entry, missing)

@@ -21,8 +21,9 @@ from microtome.plugin.specs import WriterSpec
 from microtome.run.progress import duration
 from microtome.store.atomic import publish, wrap_errors, write_bytes
 from microtome.store.claims import Attempt
+from microtome.store.layout import OutputLayout
 from microtome.store.status import SlideStatus
-from microtome.store.survey import SlideView, find_slides, find_tilings, look
+from microtome.store.survey import SlideView, find_patients, find_slides, find_tilings, look
 
 STATES = ("done", "empty", "failed", "quarantined", "held", "running", "stale", "interrupted")
 """What a slide is: as its record says, or without one, as its claim does (running, stale) or what
@@ -57,6 +58,7 @@ class Row:
         path: The slide's file.
         task: Of the run.
         encoders: Asked for in that run.
+        slide_encoders: Likewise.
         stages: Seconds by stage.
         outputs: Paths below the output, by what they are.
         warnings: Sentences.
@@ -83,6 +85,7 @@ class Row:
     path: str = ""
     task: str = ""
     encoders: tuple[str, ...] = ()
+    slide_encoders: tuple[str, ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -111,7 +114,7 @@ def main(argv: list[str]) -> int:
     else:
         (_print_table if sys.stdout.isatty() else _print_lines)(rows)
     if not args.json:
-        sys.stderr.write(f"{_counts(rows)}\n")
+        sys.stderr.write(f"{_counts(rows)}\n{_patients(args.output, args.tiling)}")
     return 0
 
 
@@ -141,20 +144,37 @@ def read_rows(output: Path, tiling: str | None = None) -> tuple[list[Row], list[
         InputError: If the folder is no output.
         ConfigError: If it has no such tiling.
     """
-    specs = [entry.spec for entry in get_registry().entries("writer")]
-    folders = {spec.folder for spec in specs if isinstance(spec, WriterSpec)}
+    chosen = _layouts(output, tiling)
+    views = [look(layout, slide_id) for layout in chosen for slide_id in find_slides(layout)]
+    rows = [make_row(view) for view in views if view.status or view.holder or view.earlier]
+    return rows, [view.damage for view in views if view.damage]
+
+
+def _layouts(output: Path, tiling: str | None) -> list[OutputLayout]:
     layouts = {
         layout.root.relative_to(output).as_posix(): layout
-        for layout in find_tilings(output, folders)
+        for layout in find_tilings(output, {spec.folder for spec in _writers()})
     }
     if tiling is not None and tiling not in layouts:
         raise ConfigError(
             f"{output} has no tiling {tiling!r}. There: {', '.join(map(repr, layouts))}."
         )
-    chosen = layouts.values() if tiling is None else [layouts[tiling]]
-    views = [look(layout, slide_id) for layout in chosen for slide_id in find_slides(layout)]
-    rows = [make_row(view) for view in views if view.status or view.holder or view.earlier]
-    return rows, [view.damage for view in views if view.damage]
+    return [*layouts.values()] if tiling is None else [layouts[tiling]]
+
+
+def _writers() -> list[WriterSpec]:
+    specs = (entry.spec for entry in get_registry().entries("writer"))
+    return [spec for spec in specs if isinstance(spec, WriterSpec)]
+
+
+def _patients(output: Path, tiling: str | None) -> str:
+    """Count the patients that have an embedding; nothing where none has."""
+    writers, count = _writers(), 0
+    for layout in _layouts(output, tiling):
+        top = layout.patients_folder
+        found = find_patients(layout, writers).items()
+        count += len({str(path.relative_to(top)).removesuffix(s.suffix) for path, s in found})
+    return f"{count} patient{'s' if count != 1 else ''} embedded\n" if count else ""
 
 
 def make_row(view: SlideView) -> Row:
@@ -220,6 +240,7 @@ def _of_record(status: SlideStatus) -> dict[str, Any]:
         "path": status.path,
         "task": status.task,
         "encoders": status.encoders,
+        "slide_encoders": status.slide_encoders,
         "stages": dict(status.seconds),
         "outputs": dict(status.outputs),
         "warnings": status.warnings,
@@ -239,8 +260,9 @@ def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row.state for row in rows)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     tilings = len({row.tiling for row in rows})
-    where = f" in {tilings} tilings" if tilings > 1 else ""
-    return f"{len(rows)} {'slide' if len(rows) == 1 else 'slides'}{where}: {told or 'none'}"
+    slides = len({row.slide_id for row in rows})
+    where = f" in {tilings} tilings, {len(rows)} rows" if tilings > 1 else ""
+    return f"{slides} {'slide' if slides == 1 else 'slides'}{where}: {told or 'none'}"
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -332,7 +354,8 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     text, number, texts = pa.string(), pa.float64(), pa.list_(pa.string())
     special = {
         "tiles": pa.int64(), "pid": pa.int64(), "deaths": pa.int64(), "encoders": texts,
-        "warnings": texts, "seconds": number, "tiles_per_second": number, "renewed": number,
+        "slide_encoders": texts, "warnings": texts,
+        "seconds": number, "tiles_per_second": number, "renewed": number,
         "stages": pa.map_(text, number), "outputs": pa.map_(text, text),
         "dropped": pa.map_(text, pa.int64()), "reasons": pa.map_(text, pa.int64()),
     }  # fmt: skip

@@ -39,7 +39,8 @@ def _print(found: Verification) -> None:
         sys.stdout.write(f"{one_line(line)}\n")
     files = f"{found.files} file{'s' * (found.files != 1)}"
     faults = f"{len(found.faults)} fault{'s' * (len(found.faults) != 1)}"
-    sys.stdout.write(f"{files} of {found.slides} slides checked, {faults}.\n")
+    slides = f"{found.slides} slide{'s' * (found.slides != 1)}"
+    sys.stdout.write(f"{files} of {slides} checked, {faults}.\n")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from microtome.plugin.specs import RUN_KINDS
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
     from omegaconf import DictConfig
+
+    from microtome.run.settings import RunConfig
 
 EXIT_CANNOT_START = 1
 EXIT_BAD_COMMAND_LINE = 2
@@ -63,10 +66,40 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingPr
     if "-sc" in own or "--shell-completion" in own:
         return _complete(words, verbs)
     command_line.refuse_lone_verb(words[0], verbs)
+    return _run(*_read(words))
+
+
+def compose(words: Sequence[str]) -> RunConfig:
+    """Compose a command line to the run that it asks for, and leave nothing anywhere.
+
+    Args:
+        words: Those of a run; without ``output=`` it is the working directory.
+
+    Raises:
+        MicrotomeError: If it is no run.
+    """
+    line, registry = _read(words)
+    if [flag for flag in line.flags if flag.startswith("-")] not in ([], ["-cd"], ["--config-dir"]):
+        raise ConfigError(
+            "Of one run alone can be told what it would do: leave out the flags, but --config-dir."
+        )
+    if not any(word.startswith("output=") for word in line.overrides):
+        line = replace(line, overrides=(*line.overrides, "output=."))
+    from microtome.config import hydra_bridge
+    from microtome.config.checks import read_job
+    from microtome.config.refusals import HYDRA_ERRORS, refusal
+
+    try:
+        return read_job(hydra_bridge.compose(line, registry))
+    except HYDRA_ERRORS as error:
+        raise refusal(error, registry) from error
+
+
+def _read(words: Sequence[str]) -> tuple[command_line.CommandLine, Registry]:
+    """Tell the words of a run apart, with the plugins of the files that they name."""
     files = find_files(command_line.plugin_files(words) or ())
     registry = add_files(get_registry(), files)
-    line = command_line.parse(words, {kind: registry.names(kind) for kind in RUN_KINDS})
-    return _run(line, registry)
+    return command_line.parse(words, {k: registry.names(k) for k in RUN_KINDS}), registry
 
 
 def say(text: str) -> int:
@@ -137,7 +170,7 @@ def do_job(cfg: DictConfig) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from microtome.config.schema import to_run_config
+    from microtome.config.nodes import to_run_config
     from microtome.config.words import unasked_kinds
     from microtome.run.runner import run
 

@@ -17,13 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from hydra.core.override_parser.types import Override  # noqa: TID253
 from omegaconf import DictConfig, OmegaConf
 
-from microtome.config.schema import to_run_config
+from microtome.config.nodes import to_run_config
 from microtome.config.words import unasked_kinds
 from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.files import add_files
 from microtome.plugin.registry import Registry
 from microtome.run.inputs.finding import find_slides
 from microtome.run.planning.plan import check_run
+from microtome.run.settings import RunConfig
 
 _NAME_MAX = 255  # bytes, on every file system in use
 _SHAPES_TILES = re.compile(r"(segmenter|tissue|filter|quality)(\.|$)|inspector\.")
@@ -63,13 +64,22 @@ def check_job(cfg: DictConfig, registry: Registry) -> None:
     Raises:
         MicrotomeError: As the run itself would.
     """
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    config = to_run_config(own, unasked=unasked_kinds(cfg.hydra))
+    config = read_job(cfg)
     registry = add_files(registry, config.encoder_plugin)
     if config.tiling:
         check_output(config.output / config.tiling, "tiler.name")
     find_slides(config, registry)
     check_run(config, registry)
+
+
+def read_job(cfg: DictConfig) -> RunConfig:
+    """Read a composed configuration that has the ``hydra`` node.
+
+    Raises:
+        MicrotomeError: As of `to_run_config`.
+    """
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return to_run_config(own, unasked=unasked_kinds(cfg.hydra))
 
 
 def check_sweep(base: DictConfig, registry: Registry) -> None:

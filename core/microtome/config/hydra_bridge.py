@@ -6,6 +6,7 @@ Importing this module imports Hydra.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from microtome.config.argv import CommandLine
+from microtome.config.argv import CommandLine, literal
 from microtome.config.checks import check_job, check_output, check_sweep
 from microtome.config.options import SEVERAL
 from microtome.config.schema import AUTO, options_node, plugin_node
@@ -106,6 +107,26 @@ def run(line: CommandLine, task: Callable[[DictConfig], object], registry: Regis
     finally:
         del _starts[run_id]
     return start.folder
+
+
+def compose(line: CommandLine, registry: Registry) -> DictConfig:
+    """Compose a command line, with the ``hydra`` node, and leave nothing anywhere.
+
+    Args:
+        line: From `argv.parse`; of flags, ``--config-dir`` alone has a meaning here.
+        registry: The plugins.
+    """
+    Plugins.instance().register(PluginPresets)
+    fill_store(registry)
+    folders = [Path(word).absolute() for word in line.flags if not word.startswith("-")]
+    overrides = [*line.overrides]
+    if folders:
+        overrides.append(f"hydra.searchpath=[{','.join(literal(f'file://{f}') for f in folders)}]")
+    with (
+        _others_set_aside(),
+        hydra.initialize_config_module(CONFIG_MODULE, "microtome", version_base=VERSION_BASE),
+    ):
+        return hydra.compose(CONFIG_NAME, overrides, return_hydra_config=True)
 
 
 def _hand_over(
@@ -201,11 +222,15 @@ def _run_dir(run_id: str, *, _root_: DictConfig) -> str:
 
 
 def _swept_tilings(parsed: Sequence[Override]) -> list[str]:
-    """Find the options of the tiler that a sweep goes over, unless it names the tilings."""
+    """Find what a sweep goes over that decides its tilings, unless it names them.
+
+    A slide or patient encoder decides them, too: what it needs is derived.
+    """
     if "tiler.name" in [each.key_or_group for each in parsed]:
         return []
     swept = (each.key_or_group for each in parsed if each.is_sweep_override())
-    return [key for key in swept if key.split(".")[0] == "tiler"]
+    deciding = ("tiler", "slide_encoder", "patient_encoder")
+    return [key for key in swept if re.split("[.@]", key)[0] in deciding]
 
 
 def _options_of_some(parsed: Sequence[Override], registry: Registry) -> list[Override]:

@@ -79,6 +79,11 @@ def add_files(registry: Registry, files: tuple[PluginFile, ...]) -> Registry:
     return _extended(registry, files) if files else registry
 
 
+def forget_extended() -> None:
+    """Forget the registries that `add_files` made, when what they were made from has changed."""
+    _extended.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _extended(registry: Registry, files: tuple[PluginFile, ...]) -> Registry:
     extended = registry.copy()

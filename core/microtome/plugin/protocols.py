@@ -252,7 +252,8 @@ class SlideEncoder(Protocol):
 
     One whose options decide what it takes has an attribute ``needs``, a tuple of `TileNeed`, which
     wins over its spec's; likewise ``card``. It may have ``notes`` and ``download``, as an `Encoder`
-    may, and after `load` ``loaded_weights``.
+    may, and after `load` ``loaded_weights``. One that on a GPU works in main memory first has
+    ``host_memory(tiles, extent)``, which estimates that as `memory` does what is on its device.
     """
 
     def load(self, device: str, precision: str) -> None:
@@ -270,7 +271,9 @@ class SlideEncoder(Protocol):
         """
 
     def memory(self, tiles: int, extent: tuple[int, int]) -> int:
-        """Estimate the bytes that `encode` takes on its device, the weights left out.
+        """Estimate the bytes that `encode` takes on its device, weights and bag left out.
+
+        The bag's features are in main memory, and counted by the run.
 
         Optional: one without it is taken to need what its input takes, a few times over.
 
@@ -286,9 +289,8 @@ class SlideEncoder(Protocol):
 class PatientEncoder(Protocol):
     """Turns all slides of a patient into one vector. Making one must not load weights.
 
-    It may have ``needs``, ``card``, ``notes``, ``download``, ``loaded_weights``, ``weights`` and
-    ``memory`` as a `SlideEncoder` may (tiles and extent of all slides together), and an attribute
-    ``slide_encoder``, which wins over its spec's.
+    It may have ``needs``, ``card``, ``notes``, ``download``, ``loaded_weights`` and ``weights`` as
+    a `SlideEncoder` may, and an attribute ``slide_encoder``, which wins over its spec's.
     """
 
     def load(self, device: str, precision: str) -> None:
@@ -306,6 +308,18 @@ class PatientEncoder(Protocol):
 
         Raises:
             EncoderError: If the model cannot take such a patient.
+        """
+
+    def memory(self, slides: Sequence[tuple[int, tuple[int, int]]]) -> int:
+        """Estimate the bytes that `encode` takes on its device at once, the weights left out.
+
+        Optional, and asked of one that takes tiles: one without it is taken to need what all slides
+        take, a few times over. What ``patient.embed`` takes is no part of it: the slide encoder is
+        asked for each bag that it is given.
+
+        Args:
+            slides: Of each the number of tiles, and (columns, rows) of tiles that their bounding
+                box is wide and high.
         """
 
 

@@ -114,6 +114,14 @@ class Registry:
                 target = f"{getattr(module, '__name__', '')}{target}"
             self._enter(replace(spec, target=target, file_sha256=file_sha256), distribution)
 
+    def remove(self, name: str, distribution: str) -> None:
+        """Forget what `add` registered by that name, if anything."""
+        if self.manager.has_plugin(f"{distribution}:{name}"):
+            self.manager.unregister(name=f"{distribution}:{name}")
+        for entries in self._entries.values():
+            for key in [k for k, entry in entries.items() if entry.distribution == distribution]:
+                del entries[key]
+
     def _specs_of(self, plugin_name: str) -> Iterator[PluginSpec]:
         for kind, spec_type in SPECS.items():
             for spec in self._results(f"microtome_{kind}s", plugin_name):

@@ -316,8 +316,9 @@ class SlideEncoderSpec(BagEncoderSpec):
     Attributes:
         needs: The feature sets that it takes, mostly one. None at all is for a pooling that takes
             any: it is then applied to every feature set of the run, each by itself.
-        coords: The unit of the coordinates that the model is given: ``"level0"`` pixels,
-            ``"grid"`` (level-0 pixels divided by a tile's side there); empty where it takes none.
+        coords: The unit of the coordinates that its plugin gives the model, made of a bag's, which
+            are level-0 pixels: ``"level0"``, or ``"grid"`` (divided by a tile's side there). Empty
+            where it takes none. Part of the contract that is stored with an embedding.
     """
 
     kind: ClassVar[str] = "slide_encoder"

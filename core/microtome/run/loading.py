@@ -29,6 +29,34 @@ def load_needed(plan: RunPlan, slides: Sequence[SlideRef]) -> None:
             model.ensure_loaded()
 
 
+def load_for_patients(plan: RunPlan, patient_ids: Sequence[str]) -> None:
+    """Load the patient encoders that some patient has no embedding by, and what they embed with.
+
+    Patients come last: a missing file is not to be told after days of slides.
+
+    Raises:
+        EncoderError: If weights cannot be had.
+        PluginError: If a plugin fails in another way.
+    """
+    for planned in plan.patient_encoders:
+        key = f"patient_features/{planned.name}"
+        if any(_lacks_patient(plan, patient_id, key) for patient_id in patient_ids):
+            if planned.embedder is not None:
+                planned.embedder.ensure_loaded()
+            planned.ensure_loaded()
+
+
+def _lacks_patient(plan: RunPlan, patient_id: str, key: str) -> bool:
+    for store in plan.stores:
+        path = plan.layout.patient(store.spec, patient_id)
+        if plan.config.force or not path.exists():
+            return True
+        with suppress(StoreError), store.writer.open_stored(path) as stored:
+            if key not in array_names(stored):
+                return True
+    return False
+
+
 def needs_encoders(plan: RunPlan, slides: Sequence[SlideRef]) -> bool:
     """Tell whether any slide has not all the features that a run asks for."""
     return bool(plan.encoders) and any(lacks_features(plan, ref.slide_id) for ref in slides)

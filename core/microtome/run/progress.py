@@ -355,12 +355,22 @@ def activate_progress_reporter(reporter: Reporter) -> Iterator[Reporter]:
         _ACTIVE.reset(before)
 
 
-def make_reporter() -> Reporter:
-    """Give the active reporter; else a display in a notebook, bars in a terminal, or lines."""
+def make_reporter(own: Reporter | None = None) -> Reporter:
+    """Give a user's reporter; else a display in a notebook, bars in a terminal, or lines.
+
+    Args:
+        own: The one to give; that of `activate_progress_reporter` if None. Should it raise, the
+            run goes on without it.
+    """
+    from microtome.run.guarding import GuardedReporter
+
+    own = _ACTIVE.get() if own is None else own
+    return _default() if own is None else GuardedReporter(own, _default)
+
+
+def _default() -> Reporter:
     from microtome.run.notebook import NotebookReporter, in_notebook
 
-    if (active := _ACTIVE.get()) is not None:
-        return active
     if in_notebook():
         return NotebookReporter()
     return BarReporter() if sys.stderr.isatty() else LineReporter()

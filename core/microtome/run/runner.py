@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,8 @@ from microtome.plugin.registry import Registry, get_registry
 from microtome.run.inputs.finding import SlideList, find_slides
 from microtome.run.inputs.ids import Refused
 from microtome.run.job import Job
-from microtome.run.patients.patients import find_patients
+from microtome.run.loading import load_for_patients
+from microtome.run.patients.patients import claims_layout, find_patients
 from microtome.run.patients.stage import embed_patients
 from microtome.run.planning.budget import keep_memory
 from microtome.run.planning.plan import RunPlan, make_plan
@@ -33,6 +34,7 @@ from microtome.run.summary import (
     add_profiles,
     join_results,
     rounded,
+    sum_up,
     summarise,
 )
 from microtome.store.publish import sweep, write_json
@@ -59,11 +61,14 @@ def run(config: RunConfig) -> int:
         KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
     """
     registry = add_files(get_registry(), config.encoder_plugin)
-    reporter, results = make_reporter(), []
-    for plan in plan_passes(config, registry):
-        results.append(run_plan(plan, reporter))
-        sys.stdout.write(summarise(plan, results[-1]))
-    return join_results(results).exit_code
+    plans, results = plan_passes(config, registry), []
+    for plan, result in zip(plans, run_passes(plans, make_reporter()), strict=True):
+        results.append(result)
+        sys.stdout.write(summarise(plan, result))
+    joined = join_results(results)
+    if len(results) > 1:
+        sys.stdout.write(sum_up(joined, passes=len(results)))
+    return joined.exit_code
 
 
 def plan_passes(config: RunConfig, registry: Registry) -> list[RunPlan]:
@@ -83,12 +88,26 @@ def plan_passes(config: RunConfig, registry: Registry) -> list[RunPlan]:
     ]
 
 
-def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
+def run_passes(plans: Sequence[RunPlan], reporter: Reporter) -> Iterator[RunResult]:
+    """Do one pass after the other; what all of them would tell is told by the first.
+
+    Raises:
+        MicrotomeError: As of `run_plan`.
+    """
+    told: set[str] = set()
+    for plan in plans:
+        result = run_plan(plan, reporter, told=told)
+        told.update(result.notes)
+        yield result
+
+
+def run_plan(plan: RunPlan, reporter: Reporter, *, told: Collection[str] = ()) -> RunResult:
     """Do a resolved run.
 
     Args:
         plan: From `make_plan`.
         reporter: Hears how it goes.
+        told: Notes that it heard already.
 
     Raises:
         OutputError: If the output took nothing more; what was finished is kept.
@@ -104,16 +123,20 @@ def run_plan(plan: RunPlan, reporter: Reporter) -> RunResult:
     _sweep(plan, [ref.slide_id for ref in slides.slides], [p.patient_id for p in patients])
     with reporter, signals_interrupt(), keep_memory(plan.encoders):
         for note in result.notes:
-            reporter.note(note)
+            if note not in told:
+                reporter.note(note)
         _notify(plan.registry, "run_started", reporter, run=_record(plan, slides, started))
         reporter.start(len(slides.slides) + len(slides.refused))
         try:
+            load_for_patients(plan, [patient.patient_id for patient in patients])
             for status in _statuses(plan, slides, reporter):
                 result.statuses.append(status)
                 reporter.finished(status)
                 _notify(plan.registry, "slide_finished", reporter, status=status.record())
             result.statuses = _in_order(result.statuses, slides)
             result.patients += embed_patients(plan, patients, result.statuses, reporter)
+            place = {patient.patient_id: number for number, patient in enumerate(patients)}
+            result.patients.sort(key=lambda status: place[status.patient_id])
         except KeyboardInterrupt as interrupt:
             result.exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
             raise
@@ -212,6 +235,7 @@ def _sweep(plan: RunPlan, ids: Sequence[str], patient_ids: Sequence[str]) -> Non
     """Sweep every folder that this run writes into."""
     layout = plan.layout
     patients = [layout.patient(s.spec, name) for s in plan.stores for name in patient_ids]
+    patients += [claims_layout(layout).claim(name, "") for name in patient_ids]
     slides = [
         path
         for name in ids

@@ -75,6 +75,9 @@ def join_results(results: Sequence[RunResult]) -> RunResult:
 _WORST = (143, 130, 1, 3, 4)
 """Exit codes, the worst first."""
 
+_WORST_FIRST = ("failed", "quarantined", "held", "done", "empty", "reused")
+"""States of slides and patients, the worst first; one that was worked on counts as done."""
+
 _TOLD = {"reasons": "with a reason against them", "dropped": "left out"}
 
 
@@ -98,12 +101,7 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
             tiles.update(getattr(status, what))
         if tiles:
             lines.append(f"tiles {_TOLD[what]}: {', '.join(f'{k} {n}' for k, n in tiles.items())}")
-    failed = [
-        one_line(f"{status.state}: {status.slide_id} at {status.stage}: {status.message}")
-        for status in result.statuses
-        if status.state in FAILED
-    ]
-    lines += dict.fromkeys(failed)
+    lines += _failed(result)
     lines += _account(result)
     return "\n".join(lines) + "\n"
 
@@ -117,7 +115,39 @@ def _patients(plan: RunPlan, result: RunResult) -> Iterator[str]:
     yield f"{total} patient{'s' if total != 1 else ''}: {counts}"
     if any(status.error is None for status in result.patients):
         yield from (f"{s.name}: {plan.layout.patient(s.spec, '<patient>')}" for s in plan.stores)
-    yield from (str(status) for status in result.patients if status.error is not None)
+    for state in ("failed", "held"):
+        if names := [one_line(each.patient_id) for each in result.patients if each.state == state]:
+            yield f"{state}: {', '.join(names)}"
+
+
+def sum_up(result: RunResult, *, passes: int) -> str:
+    """Say in one line what became of slides and patients in several passes: the worst of each."""
+    told = []
+    for what, ended in (
+        ("slide", [(each.path, each.state) for each in result.statuses]),
+        ("patient", [(each.patient_id, each.state) for each in result.patients]),
+    ):
+        found: dict[str, set[str]] = {}
+        for name, state in ended:
+            found.setdefault(name, set()).add(state)
+        counts = Counter(next(s for s in _WORST_FIRST if s in states) for states in found.values())
+        if found:
+            states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+            told.append(f"{len(found)} {what}{'s' * (len(found) != 1)}: {states}")
+    return f"{passes} passes, {'; '.join([*told, duration(result.seconds)])} in all.\n"
+
+
+def _failed(result: RunResult) -> Iterator[str]:
+    """Name the slides that failed; each was told with its reason when it did."""
+    failed: dict[str, list[str]] = {}
+    for status in result.statuses:
+        if status.state in FAILED:
+            where = f"{status.state} at {status.stage}"
+            failed.setdefault(where, []).append(one_line(status.slide_id))
+    for where, names in failed.items():
+        yield f"{where}: {', '.join(names)}"
+    if failed:
+        yield f"why: as told{f', and in {result.record}' if result.record else ' above'}"
 
 
 def _account(result: RunResult) -> Iterator[str]:

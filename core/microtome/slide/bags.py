@@ -27,6 +27,8 @@ class TileBag:
         size: Side of a tile in pixels as its encoder was given it.
         mpp: µm per pixel of the tiles, or None where it is not known.
         slide_size: (width, height) of level 0 in pixels.
+        step: Pitch of the tiles in pixels as ``size`` is, or None where it is not known.
+        magnification: The nominal target of the tiles, or None for a physical or no known one.
     """
 
     slide_id: str
@@ -36,6 +38,8 @@ class TileBag:
     size: int
     mpp: float | None
     slide_size: tuple[int, int]
+    step: int | None = None
+    magnification: float | None = None
 
     def __len__(self) -> int:
         """Count the tiles."""
@@ -66,8 +70,8 @@ class PatientBag:
 
     Attributes:
         patient_id: The patient.
-        slides: Tiles of each slide, in the order of the manifest; empty where the encoder takes
-            slide embeddings alone.
+        slides: Tiles of each slide, sorted by id, whatever the order of the input; empty where the
+            encoder takes slide embeddings alone.
         slide_ids: Of every slide, in the same order.
         slide_embeddings: (slides, dim) floating point, row by row in that order, where the encoder
             takes them.

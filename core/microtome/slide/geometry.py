@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, GeometryError, ResolutionError
+from microtome.slide.resolution import PLAUSIBLE_MPP
 from microtome.slide.types import Level, SlideInfo, TileGeometry
 
 EDGES = ("drop", "pad")
@@ -153,6 +154,14 @@ def _ratio(info: SlideInfo, target: TileTarget) -> tuple[float, float]:
     if target.mpp is not None:
         mpp_x, mpp_y = _physical(info, target)
         return target.mpp / mpp_x, target.mpp / mpp_y
+    if found.magnification is None and found.mpp is not None:
+        low, high = PLAUSIBLE_MPP
+        told = "" if low <= found.mpp <= high else f", outside the plausible {low:g} to {high:g}"
+        raise ResolutionError(
+            f"{info.path}: {found.mpp:.6g} µm per pixel ({found.mpp_source}){told}, goes with no "
+            f"magnification, so it cannot be tiled at {target}. Give the right one with mpp=0.25 "
+            "or mpp_csv=FILE, or tile by µm per pixel with tiler.mpp=0.5."
+        )
     if found.magnification is None:
         raise ResolutionError(
             f"{info.path}: neither magnification nor µm per pixel is known, so it cannot be tiled "

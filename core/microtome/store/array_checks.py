@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from microtome.store.arrays import (
     array_names,
     row_count,
 )
-from microtome.store.damage import AGAIN, Wrong
+from microtome.store.attributes import parse_fields, parse_list
+from microtome.store.damage import AGAIN, ANEW, Wrong
 from microtome.store.features import StoredSource
+from microtome.store.identity import IDENTITY
 
 if TYPE_CHECKING:
     from microtome.plugin.protocols import FeatureSource, StoredSlide
@@ -33,6 +35,58 @@ def missing_arrays(stored: StoredSlide, identities: Mapping[str, str]) -> Iterat
     told = {key for key in identities if key.partition("/")[0] in known}
     for key in sorted(told.difference(array_names(stored))):
         yield Wrong(f"{key} is missing, its slide's record names it", AGAIN)
+
+
+def check_sources(stored: StoredSlide, key: str) -> Iterator[Wrong]:
+    """Check that an array was made of the features that its slide holds now.
+
+    Args:
+        stored: The slide.
+        key: ``group/name``.
+    """
+    made_of = parse_fields(stored.array_attributes(key)).get("features")
+    if made_of and not _digests(made_of) <= _held(stored):
+        yield Wrong("it was made of other features than its slide holds now", ANEW)
+
+
+def check_slides(
+    stored: StoredSlide, key: str, open_slide: Callable[[str], StoredSlide | None]
+) -> Iterator[Wrong]:
+    """Check that a patient's embedding was made of what the patient's slides hold now.
+
+    Args:
+        stored: The patient.
+        key: ``group/name``.
+        open_slide: Opens a slide by its id; None where there is no such slide any more.
+    """
+    attributes = stored.array_attributes(key)
+    names = parse_list(attributes.get("slides"))
+    other = []
+    for name, made_of in zip(names, parse_fields(attributes).get("slides", ()), strict=False):
+        if (slide := open_slide(str(name))) is None:
+            continue
+        with slide:
+            if not _digests(made_of) <= _held(slide):
+                other.append(str(name))
+    if other:
+        what = f"its slides {', '.join(other)} hold other features or embeddings now than it is of"
+        yield Wrong(what, AGAIN)
+
+
+def _held(stored: StoredSlide) -> set[str]:
+    """Give the identities of a slide's feature sets and arrays."""
+    found = [stored.feature_attributes(name) for name in stored.feature_names()]
+    found += [stored.array_attributes(key) for key in array_names(stored)]
+    return {str(attributes.get(IDENTITY)) for attributes in found}
+
+
+def _digests(made_of: Any) -> set[str]:
+    """Give the digests in what an identity names: one, a list or a mapping of them."""
+    if isinstance(made_of, Mapping):
+        made_of = list(made_of.values())
+    if isinstance(made_of, list):
+        return set().union(*map(_digests, made_of))
+    return {made_of} if isinstance(made_of, str) else set()
 
 
 def check_array(stored: StoredSlide, key: str, *, deep: bool) -> Iterator[Wrong]:

@@ -64,6 +64,16 @@ def parse_json(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def parse_list(value: object) -> list[Any]:
+    """Read a list that a store may have kept as JSON text; empty where it is none."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+
+
 def write_folder_record(folder: Path, attributes: Mapping[str, Any]) -> None:
     """Write the attributes of a folder of images into it, as the last of its files.
 

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from microtome.errors import ConfigError, MicrotomeError, MissingDependencyError, StoreError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
-from microtome.store.array_checks import check_array, check_values, missing_arrays
+from microtome.store.array_checks import (
+    check_array,
+    check_slides,
+    check_sources,
+    check_values,
+    missing_arrays,
+)
 from microtome.store.arrays import PATIENT_FEATURES, array_names
 from microtome.store.attributes import (
     ATTRIBUTES_DIGEST,
@@ -33,6 +39,7 @@ from microtome.store.quality import REASON, give_reasons, join_limits, parse_qua
 
 if TYPE_CHECKING:
     from microtome.plugin.protocols import StoredSlide, TileWriter
+    from microtome.store.layout import OutputLayout
 
 PICTURE_NOTE = "microtome"
 """Text chunk of masks and overlays."""
@@ -102,17 +109,25 @@ class Checker:
                 checks = self._features(path, stored, name, identity)
                 yield from self._each(path, spec, f"features/{name}", checks)
             yield from self._arrays(path, spec, stored, expected)
+            for key in array_names(stored):
+                yield from self._each(path, spec, key, check_sources(stored, key))
 
-    def patient(self, path: Path, spec: WriterSpec) -> Iterator[Wrong]:
+    def patient(self, path: Path, spec: WriterSpec, layout: OutputLayout) -> Iterator[Wrong]:
         """Check what a writer wrote of one patient.
 
         Args:
             path: The final name.
             spec: The writer.
+            layout: Of the patient's slides.
         """
-        yield from self._reading(path, spec, self._patient(path, spec))
+        yield from self._reading(path, spec, self._patient(path, spec, layout))
 
-    def _patient(self, path: Path, spec: WriterSpec) -> Iterator[Wrong]:
+    def _patient(self, path: Path, spec: WriterSpec, layout: OutputLayout) -> Iterator[Wrong]:
+        def open_slide(slide_id: str) -> StoredSlide | None:
+            slide = layout.slide(spec, slide_id)
+            writer = self.registry.create("writer", spec.name)
+            return writer.open_stored(slide) if slide.exists() else None
+
         with self.registry.create("writer", spec.name).open_stored(path) as stored:
             yield from self._seal(path, stored.attributes, stored.columns)
             yield from _identity(stored.attributes, None)
@@ -120,6 +135,8 @@ class Checker:
             if not any(key.startswith(f"{PATIENT_FEATURES}/") for key in array_names(stored)):
                 yield Wrong(f"it holds no {PATIENT_FEATURES}", AGAIN)
             yield from self._arrays(path, spec, stored, Expected())
+            for key in array_names(stored, PATIENT_FEATURES):
+                yield from self._each(path, spec, key, check_slides(stored, key, open_slide))
 
     def _arrays(
         self, path: Path, spec: WriterSpec, stored: StoredSlide, expected: Expected

@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPLACE = "Delete it and run the same command again, or use force=true for that slide"
 AGAIN = "Run the same command again"
+ANEW = "Run the same command again with force=true"
 REDRAW = "Delete it: the next run makes it again"
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -75,7 +75,7 @@ def publish_slide(
     *,
     force: bool,
     revise: Revision | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Publish a slide, or add features and arrays to one that is published.
 
     A slide that does not exist yet appears at once with all that it has. To one of the same
@@ -95,6 +95,9 @@ def publish_slide(
             coordinates, which is then published anew. Asked at every attempt, so that what others
             published meanwhile is kept. Sets that are there stay as they are.
 
+    Returns:
+        The sets that gave way with what was replaced, as ``group/name``.
+
     Raises:
         IdentityError: If what exists was made by another configuration, unless ``force``.
         StoreError: If the content does not fit together or cannot be written.
@@ -103,16 +106,17 @@ def publish_slide(
     refuse_arrays(writer, final, content.arrays)
     job = _Publication(final, writer, spec, content)
     for _ in range(_ATTEMPTS):
+        dropped: tuple[str, ...] = ()
         try:
             if force:
-                job.replace()
+                dropped = job.replace()
             elif revise is not None:
                 job.revise(revise)
             else:
                 job.complete()
         except (_Overtaken, NameTakenError):
             continue
-        return
+        return dropped
     raise StoreError(
         f"{final} kept changing while it was written: other jobs write the same slide. "
         "Run the slide again when they are done."
@@ -147,9 +151,12 @@ class _Publication:
         seconds = time.perf_counter() - started
         _log.info("%s: added %s in %.1f s", self.final, ", ".join(missing), seconds)
 
-    def replace(self) -> None:
-        """Publish a slide in place of another, which may be damaged."""
-        self._create(self._look_tolerantly(), overwrite=True)
+    def replace(self) -> tuple[str, ...]:
+        """Publish a slide in place of another, which may be damaged; name the sets that go."""
+        found = self._look_tolerantly()
+        self._create(found, overwrite=True)
+        kept = self.content.sets.keys() | self._carried(found).keys()
+        return tuple(sorted(found.sets.keys() - kept)) if found else ()
 
     def revise(self, revise: Revision) -> None:
         """Publish a slide with the columns and attributes of now, and all sets."""
@@ -211,11 +218,8 @@ class _Publication:
         if found is None or not self._is_same(found):
             return {}
         given = self.content.sets
-        outdated = found.outdated(given)
-        if outdated:
-            names = ", ".join(sorted(outdated))
-            _log.warning("%s: %s left out, made of what is replaced", self.final, names)
-        return {k: a for k, a in found.sets.items() if k not in given.keys() | outdated}
+        gone = given.keys() | found.outdated(given)
+        return {key: attributes for key, attributes in found.sets.items() if key not in gone}
 
     def _extend_file(self, found: Snapshot, missing: list[str]) -> None:
         with publish(self.final, confirm=lambda: _hold(found, self._look())) as private:

@@ -39,6 +39,7 @@ class SlideStatus:
         why: Why that reader.
         task: The run's task.
         encoders: Names of the feature sets asked for.
+        slide_encoders: Names of the embeddings asked for.
         tiles: Number of tiles stored, or None where it is not known.
         dropped: Tiles left out by their pixels, by reason; a tile may have several.
         reasons: Tiles that are there although there is a reason against them, by reason.
@@ -65,6 +66,7 @@ class SlideStatus:
     why: str = ""
     task: str = "process"
     encoders: tuple[str, ...] = ()
+    slide_encoders: tuple[str, ...] = ()
     tiles: int | None = None
     dropped: Mapping[str, int] = field(default_factory=_empty)
     reasons: Mapping[str, int] = field(default_factory=_empty)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import SoftFileLease
 
 from microtome.errors import InputError, StoreError
+from microtome.plugin.specs import WriterSpec
 from microtome.store.atomic import is_alive
+from microtome.store.attributes import FOLDER_RECORD
 from microtome.store.claims import Attempt, Holder, find_holder, read_attempts
 from microtome.store.layout import PATIENTS, OutputLayout
 from microtome.store.status import SlideStatus, read_status
@@ -109,6 +111,29 @@ def find_slides(layout: OutputLayout) -> list[str]:
     return sorted(names.union(_names(claims, _LEASE), _names(claims, _ATTEMPTS)))
 
 
+def find_patients(layout: OutputLayout, writers: Iterable[WriterSpec]) -> dict[Path, WriterSpec]:
+    """Find what writers wrote of a tiling's patients, and which one reads it."""
+    specs = [spec for spec in writers if spec.consumes == "features" and spec.suffix]
+    found = (each for spec in specs for each in written(layout.patients_folder, spec))
+    return {path: spec for path, _, spec in found}
+
+
+def written(top: Path, spec: WriterSpec) -> Iterator[tuple[Path, str, WriterSpec]]:
+    """Find what a writer wrote below a folder, each with the id that its name says."""
+    for folder, names, files in os.walk(top):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        here = Path(folder)
+        if not spec.suffix:
+            if FOLDER_RECORD in files:
+                yield here, here.relative_to(top).as_posix(), spec
+            continue
+        of_kind = names if spec.layout == "directory" else files
+        for name in [n for n in of_kind if n.endswith(spec.suffix) and n[0] != "."]:
+            path = here / name
+            yield path, path.relative_to(top).as_posix().removesuffix(spec.suffix), spec
+        names[:] = [name for name in names if not name.endswith(spec.suffix)]
+
+
 def look(layout: OutputLayout, slide_id: str) -> SlideView:
     """Look at a slide, as it is now."""
     holder = find_holder(layout, slide_id)
@@ -141,7 +166,7 @@ def _read(path: Path, slide_id: str) -> SlideStatus:
     """
     status = read_status(path)
     texts = [status.slide_id, status.path, status.stage, status.reader, status.finished]
-    texts += [*status.encoders, *status.warnings, status.fingerprint]
+    texts += [*status.encoders, *status.slide_encoders, *status.warnings, status.fingerprint]
     maps = (status.seconds, status.outputs, status.identities, status.error or {})
     sound = all(isinstance(text, str) for text in texts)
     sound &= all(isinstance(found, Mapping) for found in maps)

@@ -11,12 +11,18 @@ from pathlib import Path
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
 from microtome.store.atomic import owner_of
-from microtome.store.attributes import FOLDER_RECORD
 from microtome.store.checks import Checker, Expected, check_mask, check_overlay, check_regions
 from microtome.store.damage import AGAIN, Wrong
 from microtome.store.layout import OutputLayout
 from microtome.store.status import FAILED
-from microtome.store.survey import SlideView, find_slides, find_tilings, look
+from microtome.store.survey import (
+    SlideView,
+    find_patients,
+    find_slides,
+    find_tilings,
+    look,
+    written,
+)
 
 _LOOKS = 3
 """At a slide that changes meanwhile."""
@@ -126,14 +132,12 @@ class _Verifier:
     def _outputs(self, layout: OutputLayout) -> Iterator[tuple[Path, str, WriterSpec]]:
         """Find what writers wrote of slides, whether a record tells of it or not."""
         for spec in self._writers:
-            yield from _written(layout.root / spec.folder, spec)
+            yield from written(layout.root / spec.folder, spec)
 
     def _patients(self, layout: OutputLayout) -> None:
         """Check what writers wrote of patients."""
-        specs = [spec for spec in self._writers if spec.consumes == "features" and spec.suffix]
-        found = (each for spec in specs for each in _written(layout.patients_folder, spec))
-        for path, spec in {path: spec for path, _, spec in found}.items():
-            self._add(path, *self._checker.patient(path, spec))
+        for path, spec in find_patients(layout, self._writers).items():
+            self._add(path, *self._checker.patient(path, spec, layout))
 
     def _slide(self, layout: OutputLayout, slide_id: str, paths: dict[Path, WriterSpec]) -> None:
         """Check a slide; once more if it changed meanwhile, for then it was two things at once."""
@@ -287,22 +291,6 @@ class _Verifier:
             path=view.layout.relative(path),
             message=message,
         )
-
-
-def _written(top: Path, spec: WriterSpec) -> Iterator[tuple[Path, str, WriterSpec]]:
-    """Find what a writer wrote below a folder, each with the id that its name says."""
-    for folder, names, files in os.walk(top):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        here = Path(folder)
-        if not spec.suffix:
-            if FOLDER_RECORD in files:
-                yield here, here.relative_to(top).as_posix(), spec
-            continue
-        of_kind = names if spec.layout == "directory" else files
-        for name in [n for n in of_kind if n.endswith(spec.suffix) and n[0] != "."]:
-            path = here / name
-            yield path, path.relative_to(top).as_posix().removesuffix(spec.suffix), spec
-        names[:] = [name for name in names if not name.endswith(spec.suffix)]
 
 
 def _expected(view: SlideView, spec: WriterSpec) -> Expected:

@@ -115,8 +115,10 @@ def make_slide(path: Path | str, **options: Any) -> SyntheticSlide:
     """Make a pyramidal slide; by default a JPEG Aperio SVS that OpenSlide recognises.
 
     Args:
-        path: The file to write.
-        **options: Fields of `SlideRecipe`.
+        path: The file to write; its folder is made.
+        **options: Fields of `SlideRecipe`: ``size``, ``levels``, ``tile``, ``mpp``,
+            ``record_mpp``, ``magnification``, ``compression``, ``quality``, ``aperio``, ``alpha``,
+            ``tissue``, ``pen`` and ``seed``.
 
     Returns:
         The slide and its truth.
@@ -125,6 +127,7 @@ def make_slide(path: Path | str, **options: Any) -> SyntheticSlide:
         ConfigError: If the options contradict each other.
     """
     slide = _paint(Path(path), SlideRecipe(**options))
+    slide.path.parent.mkdir(parents=True, exist_ok=True)
     _write(slide)
     return slide
 

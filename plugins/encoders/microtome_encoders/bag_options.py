@@ -38,10 +38,19 @@ class Prism2Config(SlideHubConfig):
 class AbmilConfig(SourceConfig):
     """Options of attention-based pooling, which has no published weights."""
 
-    encoder: str = option(
-        "", help="The patch encoder that its weights were trained on; empty for each of the run's."
+    weights: str = runtime(
+        "",
+        help="The file of weights that you trained (.safetensors, .pth, .pt, .bin), which must be "
+        "given; 'random' to try a run.",
     )
-    hidden: int = option(128, help="Width of the attention of weights=random.")
+    encoder: str = option(
+        "",
+        help="The patch encoder that its weights were trained on; empty for each of the run's that "
+        "gives as many columns as they take.",
+    )
+    hidden: int = runtime(
+        128, help="Width of the attention of weights=random; a file says its own."
+    )
 
 
 class GigapathEmbedding(Enum):

@@ -88,10 +88,19 @@ def _own(path: Path) -> HeldTiles:
     )
 
 
-def _of_slide2vec(path: Path) -> HeldTiles:
+def is_tile_archive(path: Path) -> bool:
+    """Tell an archive by its first bytes, or slide2vec's by what lies beside it."""
+    return is_archive(path) or all(file.is_file() for file in (path, *_sidecars(path)))
+
+
+def _sidecars(path: Path) -> tuple[Path, Path]:
     base = path.name.removesuffix(".tar").removesuffix(".tiles")
-    sidecar, arrays = path.with_name(f"{base}{_META}"), path.with_name(f"{base}{_ARRAYS}")
-    if not path.is_file() or not (sidecar.is_file() and arrays.is_file()):
+    return path.with_name(f"{base}{_META}"), path.with_name(f"{base}{_ARRAYS}")
+
+
+def _of_slide2vec(path: Path) -> HeldTiles:
+    sidecar, arrays = _sidecars(path)
+    if not is_tile_archive(path):
         raise SlideOpenError(
             f"it is no tile archive of microtome, nor of slide2vec with {sidecar.name} and "
             f"{arrays.name} beside it"

@@ -16,8 +16,7 @@ from PIL import Image
 from microtome.errors import SlideReadError
 from microtome.plugin import NoConfig
 from microtome.slide.types import Level, SlideInfo, TileGeometry, TileGrid
-from microtome.store.archives import is_archive
-from microtome_readers.archive_files import HeldTiles, read_tiles
+from microtome_readers.archive_files import HeldTiles, is_tile_archive, read_tiles
 
 _FORMATS = ("PNG", "JPEG")
 
@@ -43,8 +42,8 @@ class ArchiveReader:
 
     @staticmethod
     def probe(path: Path) -> bool:
-        """Tell from its first bytes whether it is an archive of microtome's."""
-        return is_archive(path)
+        """Tell whether it is an archive of tiles, not one of anything else."""
+        return is_tile_archive(path)
 
     @property
     def info(self) -> SlideInfo:

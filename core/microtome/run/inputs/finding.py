@@ -30,6 +30,9 @@ from microtome.slide.types import SlideRef
 PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
 """Plain images: in folders they are taken for slides with ``formats=all`` only."""
 
+ARCHIVE_SUFFIXES = frozenset({".tar"})
+"""Archives of anything: in folders those are taken for slides that a reader knows by content."""
+
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
@@ -41,15 +44,13 @@ class SlideList:
         slides: In the order of the command line; a folder's sorted by path.
         notes: What was left aside and why, a sentence each: other files of a folder, rows
             without a usable mpp.
-        refused: Slides that share their id with another one.
-        patients: In the order in which manifests name them; empty where none does.
+        refused: Slides that are not there, or share their id with another one.
         order: The sources of all slides, refused ones too, in the order in which they were named.
     """
 
     slides: tuple[SlideRef, ...]
     notes: tuple[str, ...]
     refused: tuple[Refused, ...] = ()
-    patients: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
 
 
@@ -71,19 +72,18 @@ def find_slides(config: RunConfig, registry: Registry) -> SlideList:
     """
     finder = _Finder(config, registry)
     found = _merge(finder.find_all(config.slides))
-    if not found and not finder.refused:
+    if not found:
         raise InputError(_nothing(config, finder.notes))
     notes = list(finder.notes)
-    mpps = _mpp_by_slide(config, [f.files.primary for f in found], finder.suffixes, notes)
+    there = [f.files.primary for f in found if not f.problem]
+    mpps = _mpp_by_slide(config, there, finder.suffixes, notes)
     slides = [_slide(f, config, mpps.get(f.files.primary)) for f in found]
     apart, refused = tell_apart(slides, found, config.output)
-    patients = () if config.patient_id_map else tuple(dict.fromkeys(finder.patients))
     _refuse_strangers(config, slides)
     return SlideList(
         apart,
         tuple(map(one_line, notes)),
-        (*finder.refused, *refused),
-        patients,
+        refused,
         tuple(dict.fromkeys(finder.order)),
     )
 
@@ -93,8 +93,6 @@ class _Finder:
 
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.notes: list[str] = []
-        self.refused: list[Refused] = []
-        self.patients: list[str] = []
         self.order: list[str] = []
         specs = [entry.spec for entry in registry.entries("reader")]
         self.suffixes = {
@@ -136,21 +134,18 @@ class _Finder:
             raise InputError(describe_missing(path))
         if path.suffix.lower() in MANIFEST_SUFFIXES:
             for entry in read_manifest(path):
-                slide_id, extra = entry.slide_id or entry.path.stem, dict(entry.extra)
-                ref = SlideRef(path=entry.path, slide_id=slide_id, extra=extra)
-                self.patients += filter(None, [ref.patient_id])
-                if entry.problem:
-                    self.refused.append(Refused(ref, entry.problem))
-                    self.order.append(ref.source)
-                    continue
-                if entry.url:
-                    yield Found(SlideFiles(entry.path), Path("/"), entry, entry.url)
-                    continue
-                self._require_readable(entry.path, f"{entry.where}: ")
-                yield Found(self._companions.of(entry.path), path.parent, entry)
+                yield self._entry(entry, path.parent)
         else:
             self._require_readable(path)
             yield Found(self._companions.of(path), Path.cwd())
+
+    def _entry(self, entry: ManifestEntry, folder: Path) -> Found:
+        if entry.url:
+            return Found(SlideFiles(entry.path), Path("/"), entry, entry.url)
+        if not is_file(entry.path):
+            return Found(SlideFiles(entry.path), folder, entry)
+        self._require_readable(entry.path, f"{entry.where}: ")
+        return Found(self._companions.of(entry.path), folder, entry)
 
     def _pattern(self, pattern: str) -> Iterator[Found]:
         paths = [absolute(path) for path in list_matching(pattern)]
@@ -168,11 +163,14 @@ class _Finder:
         """Refuse a file that was named and that no reader knows what to do with."""
         if self._config.reader.plugin != "auto" or path.suffix.lower() in self.suffixes:
             return
-        if not any(self._probes(name, path) for name in self._registry.names("reader")):
+        if not self._is_known(path):
             raise InputError(
                 f"{where}{path} has no suffix of a slide. "
                 f"Available: {' '.join(sorted(self.suffixes))}; reader=NAME opens it all the same."
             )
+
+    def _is_known(self, path: Path) -> bool:
+        return any(self._probes(name, path) for name in self._registry.names("reader"))
 
     def _probes(self, name: str, path: Path) -> bool:
         """Ask a reader whether it knows a file by its content."""
@@ -236,6 +234,8 @@ class _Finder:
             reason = "a table: name it to use it" if suffix in MANIFEST_SUFFIXES else "no slide"
         elif suffix in PLAIN_SUFFIXES and self._config.formats != "all":
             reason = "a plain image; formats=all takes it"
+        elif suffix in ARCHIVE_SUFFIXES and not self._is_known(path):
+            reason = "no archive of tiles"
         else:
             return True
         self.notes.append(f"{path}: {reason}")

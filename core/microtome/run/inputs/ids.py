@@ -39,6 +39,11 @@ class Found:
     entry: ManifestEntry | None = None
     url: str = ""
 
+    @property
+    def problem(self) -> str:
+        """Why its manifest's row cannot be done, or empty."""
+        return self.entry.problem if self.entry else ""
+
 
 def slide_id_of(found: Found, policy: str) -> str:
     """Give a slide's id: its manifest's, else by the policy ``stem`` or ``relpath``.
@@ -81,21 +86,26 @@ def is_text(name: str) -> bool:
 def tell_apart(
     slides: Sequence[SlideRef], found: Sequence[Found], output: Path
 ) -> tuple[tuple[SlideRef, ...], tuple[Refused, ...]]:
-    """Take out the slides whose id another one has, or cannot name files."""
+    """Take out the slides that are not there, whose id another one has, or cannot name files.
+
+    One that is not there has its id all the same: it may be there the next time.
+    """
     sharing: dict[str, list[tuple[SlideRef, Found]]] = {}
     for slide, source in zip(slides, found, strict=True):
         sharing.setdefault(slide.slide_id, []).append((slide, source))
     room = MAX_PATH_BYTES - len(os.fsencode(output.absolute()))
     apart, refused = [], []
     for group in sharing.values():
-        slide = group[0][0]
-        if len(group) > 1:
-            way_out = _way_out(group)
-            refused += [Refused(slide, _shared(slide, group, way_out)) for slide, _ in group]
-        elif _is_too_long(slide.slide_id, room):
-            refused.append(Refused(slide, _too_long(slide)))
-        else:
-            apart.append(slide)
+        way_out = _way_out(group) if len(group) > 1 else ""
+        for slide, source in group:
+            if source.problem:
+                refused.append(Refused(slide, source.problem))
+            elif way_out:
+                refused.append(Refused(slide, _shared(slide, group, way_out)))
+            elif _is_too_long(slide.slide_id, room):
+                refused.append(Refused(slide, _too_long(slide)))
+            else:
+                apart.append(slide)
     return tuple(apart), tuple(refused)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from microtome.errors import InputError, one_line
 from microtome.run.progress import duration
 from microtome.slide.types import SlideRef
+from microtome.store.layout import OutputLayout
 
 if TYPE_CHECKING:
     from microtome.run.inputs.finding import SlideList
@@ -24,10 +25,11 @@ class PatientStatus:
         patient_id: The patient.
         state: ``"done"``, ``"reused"``, ``"failed"``, or ``"held"`` for one with a slide that
             another worker has.
-        slides: Ids of the slides that the embedding is of, in the order of the input.
-        left_out: Why the others are not in it, by id.
+        slides: Ids of the slides that every embedding is of, sorted.
+        left_out: Why the others are not in some embedding or other, by id.
         encoders: Names of the embeddings.
-        error: ``{"type": …, "message": …}`` of a failed patient.
+        error: ``{"type": …, "message": …}`` of a failed patient; what encoders made of it that did
+            not fail is stored all the same.
         outputs: Paths below the output folder, by writer.
         identities: Digests by name of the embedding.
         warnings: Sentences for the user.
@@ -55,7 +57,7 @@ class PatientStatus:
         if self.error is not None:
             return one_line(f"patient {self.patient_id}: {self.state}: {self.error['message']}")
         count = f"{len(self.slides)} slide{'s' if len(self.slides) != 1 else ''}"
-        told = [f"without {name}: {why}" for name, why in self.left_out.items()]
+        told = [f"without {', '.join(self.left_out)}"] if self.left_out else []
         more = f" ({'; '.join([*told, *self.warnings])})" if told or self.warnings else ""
         line = f"patient {self.patient_id}: {self.state}, {count} in {duration(self.seconds)}{more}"
         return one_line(line)
@@ -63,21 +65,40 @@ class PatientStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """A patient of a run: the slides, in the order of the input."""
+    """A patient of a run: the slides, sorted by id.
+
+    Rows of a manifest are in some order or other; to an encoder that sees one it must not matter.
+    """
 
     patient_id: str
     slides: tuple[SlideRef, ...]
 
 
+def claims_layout(layout: OutputLayout) -> OutputLayout:
+    """Give the layout whose claims are those on patients, apart from those on slides."""
+    return OutputLayout(layout.output, layout.relative(layout.patients_folder))
+
+
 def find_patients(plan: RunPlan, slides: SlideList) -> list[Patient]:
-    """Group a run's slides by patient, in order of first appearance.
+    """Group a run's slides by patient, if it has a patient encoder.
 
     Raises:
         InputError: If a slide has no patient.
         ConfigError: If a patient's id cannot name a file.
     """
-    if not plan.patient_encoders:
-        return []
+    found = group_patients(slides) if plan.patient_encoders else []
+    for patient in found:
+        for store in plan.stores:
+            plan.layout.patient(store.spec, patient.patient_id)
+    return found
+
+
+def group_patients(slides: SlideList) -> list[Patient]:
+    """Group slides by patient, in order of first appearance.
+
+    Raises:
+        InputError: If a slide has no patient.
+    """
     lost = [ref for ref in slides.slides if not ref.patient_id]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -85,13 +106,13 @@ def find_patients(plan: RunPlan, slides: SlideList) -> list[Patient]:
             f"Whose slide is {lost[0].source}{more}? A patient encoder needs it: name the slides "
             "in a CSV manifest with the columns slide and patient_id (or case_id)."
         )
+    place = {source: number for number, source in enumerate(slides.order)}
     refs = [*slides.slides, *(refused.slide for refused in slides.refused)]
-    known = dict.fromkeys([*slides.patients, *(ref.patient_id for ref in refs)])
-    grouped: dict[str, list[SlideRef]] = {name: [] for name in known if name}
-    for ref in refs:
+    grouped: dict[str, list[SlideRef]] = {}
+    for ref in sorted(refs, key=lambda ref: place[ref.source]):
         if ref.patient_id:
-            grouped[ref.patient_id].append(ref)
-    for name in grouped:
-        for store in plan.stores:
-            plan.layout.patient(store.spec, name)
-    return [Patient(patient_id=n, slides=tuple(found)) for n, found in grouped.items() if found]
+            grouped.setdefault(ref.patient_id, []).append(ref)
+    return [
+        Patient(patient_id=name, slides=tuple(sorted(found, key=lambda ref: ref.slide_id)))
+        for name, found in grouped.items()
+    ]

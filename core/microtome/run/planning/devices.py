@@ -105,6 +105,13 @@ def resolve_precision(
     return asked
 
 
+def describe_way_out(precision: str, node: str) -> str:
+    """Say what to do about values that are not finite: nothing is more precise than fp32."""
+    if precision != "fp32":
+        return f"try {node}.precision=fp32."
+    return "are its weights, and what it was given, sound?"
+
+
 def describe_fallback(spec: PluginSpec, choice: ModelChoice, device: str) -> str:
     """Say that an encoder does not run as one may think; empty where it does."""
     if "torch" in spec.requires:

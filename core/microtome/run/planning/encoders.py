@@ -165,6 +165,11 @@ def plan_encoders(
     names = [encoder.name for encoder in planned]
     for name in {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"Two encoders are named {name!r}; give one a key of its own.")
+    if len(devices) > 1 and not any(encoder.replicas for encoder in planned):
+        notes.append(
+            f"tile_devices=[{','.join(devices)}] changes nothing: none of the run's encoders of "
+            "tiles is one that runs on several (a model that needs torch)."
+        )
     for encoder, choice in zip(planned, config.encoders, strict=True):
         if told := describe_fallback(encoder.spec, choice, encoder.device):
             notes.append(told)

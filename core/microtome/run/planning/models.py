@@ -8,61 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from microtome.errors import ConfigError, naming_encoder
 from microtome.plugin.aliases import listed
-from microtome.plugin.registry import Registry, configure
-from microtome.plugin.specs import BagEncoderSpec, EncoderCard, PatientEncoderSpec, TileNeed
+from microtome.plugin.registry import Registry
+from microtome.plugin.specs import EncoderCard, TileNeed
 from microtome.run.planning.devices import describe_fallback, resolve_device, resolve_precision
-from microtome.run.settings import (
-    EncoderChoice,
-    ModelChoice,
-    RunConfig,
-    SlideEncoderChoice,
+from microtome.run.planning.matching import (
+    MadeModel,
+    embedder_of,
+    find_giver,
+    find_slide_encoder,
+    make_model,
+    options_chosen,
 )
-from microtome.store.identity import SPEC_FIELDS, describe
+from microtome.run.settings import RunConfig
+from microtome.store.identity import describe
 
 if TYPE_CHECKING:
     from microtome.run.planning.encoders import PlannedEncoder
-
-_NO_CHOICE = frozenset({*SPEC_FIELDS, "plugin_sha256", "seed"})
-"""Fields of an encoder's identity that do not say which of its embeddings it gives."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MadeModel:
-    """A slide or patient encoder as it was chosen: made, not loaded.
-
-    Attributes:
-        choice: The user's.
-        spec: Its spec.
-        options: Its configuration.
-        model: The object.
-        needs: The feature sets that it takes; none where it pools any.
-    """
-
-    choice: ModelChoice
-    spec: BagEncoderSpec
-    options: Any
-    model: Any
-    needs: tuple[TileNeed, ...]
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it takes whatever encoder's features there are."""
-        return not any(need.encoder for need in self.needs)
-
-    @property
-    def slide_encoder(self) -> str:
-        """Of a patient encoder, the slide encoder that it was made for; empty for none."""
-        own = getattr(self.model, "slide_encoder", "")
-        return str(own or getattr(self.spec, "slide_encoder", ""))
-
-    @property
-    def takes_tiles(self) -> bool:
-        """Whether it is given tiles: a slide encoder is."""
-        return not isinstance(self.spec, PatientEncoderSpec) or self.spec.takes == "tiles"
-
-    def __str__(self) -> str:
-        """Name it as the command line does."""
-        return f"{self.choice.kind}={self.choice.name}"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -141,58 +102,11 @@ class PlannedPatientEncoder(PlannedModel):
     embedder: PlannedModel | None = None
 
 
-def make_model(choice: ModelChoice, registry: Registry) -> MadeModel:
-    """Make a slide or patient encoder and ask what it needs.
-
-    Raises:
-        PluginError: If the plugin is unknown or misses a library.
-        ConfigError: If the plugin is no such encoder.
-    """
-    spec = registry.find(choice.kind, choice.plugin).spec
-    if not isinstance(spec, BagEncoderSpec):
-        raise ConfigError(f"{choice.plugin!r} is no encoder of slides or patients.")
-    options = configure(spec) if choice.config is None else choice.config
-    with naming_encoder(choice.name, spec.name, choice.kind):
-        model = registry.create(choice.kind, spec.name, options)
-    needs = getattr(model, "needs", None)
-    own: tuple[TileNeed, ...] = getattr(spec, "needs", ()) if needs is None else tuple(needs)
-    return MadeModel(choice=choice, spec=spec, options=options, model=model, needs=own)
-
-
 def array_keys(planned: PlannedModel, *, latents: bool) -> Sequence[str]:
     """Name the arrays that a finished slide has of an encoder, as far as its card tells."""
     has_latents = latents and planned.card is not None and planned.card.latents is not None
     groups = ("slide_features", "slide_latents") if has_latents else ("slide_features",)
     return [f"{group}/{planned.name}" for group in groups]
-
-
-def embedder_of(made: MadeModel, registry: Registry) -> MadeModel | None:
-    """Make the slide encoder that a patient encoder names; None where it names none."""
-    if not made.slide_encoder:
-        return None
-    choice = made.choice
-    slide = SlideEncoderChoice(
-        plugin=made.slide_encoder, device=choice.device, precision=choice.precision
-    )
-    return make_model(slide, registry)
-
-
-def gives(choice: EncoderChoice, need: TileNeed, registry: Registry) -> bool:
-    """Tell whether a patch encoder is the one, with the options, that is needed."""
-    spec = registry.find("encoder", choice.plugin).spec
-    wanted = registry.find("encoder", need.encoder).spec
-    if spec.name != wanted.name:
-        return False
-    given = configure(spec) if choice.config is None else choice.config
-    return _chosen(spec, given) == _chosen(spec, configure(spec, **need.options))
-
-
-def find_giver(
-    encoders: Sequence[EncoderChoice], need: TileNeed, registry: Registry
-) -> EncoderChoice | None:
-    """Find the patch encoder that gives what is needed, first by the key that it goes by."""
-    found = [choice for choice in encoders if gives(choice, need, registry)]
-    return next((c for c in found if c.name == need.key), found[0] if found else None)
 
 
 def plan_slide_encoders(
@@ -232,9 +146,9 @@ def plan_patient_encoders(
     choices = config.patient_encoders if config.task == "process" else ()
     for made in (make_model(choice, registry) for choice in choices):
         if not made.takes_tiles:
-            planned += _on_slides(made, registry, slide_encoders)
+            planned += _on_slides(made, config, registry, slide_encoders)
             continue
-        embedder = embedder_of(made, registry)
+        embedder = embedder_of(made, config.slide_encoders, registry)
         if embedder is None or made.needs:
             bases = _on_tiles(made, config, registry, encoders)
         else:
@@ -270,18 +184,22 @@ def _embeds(embedder: PlannedModel | None) -> dict[str, Any]:
 
 
 def _on_slides(
-    made: MadeModel, registry: Registry, slide_encoders: Sequence[PlannedModel]
+    made: MadeModel, config: RunConfig, registry: Registry, slide_encoders: Sequence[PlannedModel]
 ) -> Iterator[PlannedPatientEncoder]:
     """Put a patient encoder on the embeddings of the slide encoder that it names, or of each."""
     named = made.slide_encoder
-    sources = [s for s in slide_encoders if named in ("", s.made.spec.name, s.made.choice.name)]
+    found = find_slide_encoder(made, config.slide_encoders, registry) if named else None
+    sources = [s for s in slide_encoders if not named or (found and s.made.choice == found)]
     if not sources:
         raise ConfigError(
             f"{made} takes embeddings of slides{f' by {named}' if named else ''}, which this run "
             f"does not make. Add slide_encoder={named or 'NAME'}."
         )
-    plain = _planned(made, registry, reads={})
     for source in sources:
+        promise = {"slide_encoder": source.made.spec.name, **options_chosen(source.made)}
+        if source.card is not None:
+            promise["dim"] = source.card.dim
+        plain = _planned(made, registry, reads={}, contract=(promise,))
         name = f"{made.choice.name}-{source.name}"
         if named and len(sources) == 1 and getattr(made.spec, "slide_encoder", ""):
             name = made.choice.name
@@ -292,37 +210,62 @@ def _on_tiles(
     made: MadeModel, config: RunConfig, registry: Registry, encoders: Sequence[PlannedEncoder]
 ) -> Iterator[PlannedModel]:
     """Put an encoder on the feature sets that it needs, or a pooling on each that it can take."""
+    by_name = {encoder.name: encoder for encoder in encoders}
+    inputs = find_inputs(made, config, registry, {e.name: e.card.dim for e in encoders})
     if not made.is_free:
-        reads = {need.key: _reads(made, need, config, registry) for need in made.needs}
-        by_name = {encoder.name: encoder for encoder in encoders}
-        for need in made.needs:
-            _check_dim(made, need, by_name[reads[need.key]].card.dim)
-        contract = tuple(_promised(need) for need in made.needs)
-        yield _planned(made, registry, reads=reads, contract=contract)
+        contract = tuple(_promised(made, need) for need in made.needs)
+        yield _planned(made, registry, reads=inputs[0], contract=contract)
         return
-    dims = {need.dim for need in made.needs} - {None}
-    taken = [e for e in encoders if not dims or e.card.dim in dims]
-    if not taken:
-        known = listed([f"{e.name} ({e.card.dim})" for e in encoders]) or "none"
-        wanted = f" of {listed([str(dim) for dim in dims])} columns" if dims else ""
-        raise ConfigError(
-            f"{made} pools features{wanted}, and this run computes {known}. Choose an encoder."
-        )
-    for encoder in taken:
+    for reads in inputs:
         # Each has an object of its own, which may learn the number of columns as it is loaded.
         one = replace(made, model=make_model(made.choice, registry).model)
+        encoder = by_name[next(iter(reads))]
         contract = ({"encoder": encoder.spec.name, "dim": encoder.card.dim},)
-        reads = {encoder.name: encoder.name}
         planned = _planned(one, registry, reads=reads, contract=contract)
         planned.name = f"{made.choice.name}-{encoder.name}"
         yield planned
 
 
-def _promised(need: TileNeed) -> dict[str, Any]:
+def find_inputs(
+    made: MadeModel, config: RunConfig, registry: Registry, dims: Mapping[str, int | None]
+) -> list[Mapping[str, str]]:
+    """Find the feature sets of a pass that an encoder is given, by the key that it knows them by.
+
+    Args:
+        made: The encoder.
+        config: The pass.
+        registry: The plugins.
+        dims: Columns of the feature sets by name; None where not known yet.
+
+    Returns:
+        One mapping; for a pooling one for each feature set that it can take.
+
+    Raises:
+        ConfigError: If the pass does not compute what is needed.
+    """
+    if not made.is_free:
+        reads = {need.key: _reads(made, need, config, registry) for need in made.needs}
+        for need in made.needs:
+            _check_dim(made, need, dims[reads[need.key]])
+        return [reads]
+    wanted = {need.dim for need in made.needs} - {None}
+    taken = [name for name, dim in dims.items() if not wanted or dim in (None, *wanted)]
+    if not taken:
+        known = listed([f"{name} ({dim})" for name, dim in dims.items()]) or "none"
+        columns = f" of {listed([str(dim) for dim in wanted])} columns" if wanted else ""
+        raise ConfigError(
+            f"{made} pools features{columns}, and this run computes {known}. Choose an encoder."
+        )
+    return [{name: name} for name in taken]
+
+
+def _promised(made: MadeModel, need: TileNeed) -> dict[str, Any]:
     """Give what a need says, as identities hold it: what it leaves open is left out."""
+    coords = getattr(made.spec, "coords", "")
     free = TileNeed()
     said = {f.name: getattr(need, f.name) for f in fields(need)}
     chosen = {name: value for name, value in said.items() if value != getattr(free, name)}
+    chosen |= {"coords": coords} if coords else {}
     return chosen | ({"options": dict(need.options)} if need.options else {})
 
 
@@ -336,8 +279,8 @@ def _reads(made: MadeModel, need: TileNeed, config: RunConfig, registry: Registr
     return giver.name
 
 
-def _check_dim(made: MadeModel, need: TileNeed, dim: int) -> None:
-    if need.dim not in (None, dim):
+def _check_dim(made: MadeModel, need: TileNeed, dim: int | None) -> None:
+    if dim is not None and need.dim not in (None, dim):
         raise ConfigError(
             f"{made} needs {need.dim} columns of {need.key!r}, and it gives {dim}: it is another "
             "model or another of its embeddings."
@@ -382,7 +325,3 @@ def _refuse_twins(planned: Sequence[PlannedModel], what: str) -> None:
     names = [each.name for each in planned]
     for name in (name for name in names if names.count(name) > 1):
         raise ConfigError(f"Two {what} are named {name!r}; give one a key of its own.")
-
-
-def _chosen(spec: Any, options: Any) -> dict[str, Any]:
-    return {k: v for k, v in describe(spec, options).items() if k not in _NO_CHOICE}

@@ -13,10 +13,7 @@ from microtome.plugin.protocols import (
     Tiler,
 )
 from microtome.plugin.registry import Registry
-from microtome.plugin.specs import (
-    SegmenterSpec,
-    TilerSpec,
-)
+from microtome.plugin.specs import EncoderCard, SegmenterSpec, TilerSpec
 from microtome.run.planning.budget import Threads, cpu_budget, share_threads
 from microtome.run.planning.encoders import PlannedEncoder, configured, plan_encoders
 from microtome.run.planning.models import (
@@ -129,14 +126,31 @@ class RunPlan:
 
 
 def check_run(config: RunConfig, registry: Registry) -> None:
-    """Refuse what is wrong with a run whatever its encoders and slides: before anything is made.
+    """Refuse what is wrong with a run whatever its slides: before anything is made.
 
     Raises:
         ConfigError: If the configuration describes no run.
         PluginError: If a plugin is unknown, broken or misses a library.
         InputError: If the mpp CSV is not there.
     """
-    tiler_spec, tiler_config = _plan_tiler(config, registry, (), [])
+    for each in check_settings(config, registry) if config.task == "process" else ():
+        for kind in ("encoder", "slide_encoder", "patient_encoder"):
+            for choice in getattr(each, f"{kind}s"):
+                registry.load(kind, choice.plugin)
+
+
+def check_settings(config: RunConfig, registry: Registry) -> tuple[RunConfig, ...]:
+    """Refuse what is wrong with a run whatever its slides and the packages of its encoders.
+
+    Returns:
+        Its passes, as of `solve`.
+
+    Raises:
+        ConfigError: If the configuration describes no run.
+        PluginError: If a plugin is unknown or broken, or one that is no encoder misses a library.
+        InputError: If the mpp CSV is not there.
+    """
+    tiler_spec, tiler_config = plan_tiler(config, registry, {}, [])
     registry.create("tiler", tiler_spec.name, tiler_config)
     segmenter_spec, segmenter_config = configured(registry, "segmenter", config.segmenter)
     registry.create("segmenter", segmenter_spec.name, segmenter_config)
@@ -144,11 +158,10 @@ def check_run(config: RunConfig, registry: Registry) -> None:
     plan_writers(config, registry)
     for choice in config.inspectors:
         registry.load("inspector", choice.plugin)
-    for choice in (c for each in solve(config, registry) for c in each.encoders):
-        if config.task == "process":
-            registry.load("encoder", choice.plugin)
+    passes = solve(config, registry)
     if config.mpp_csv is not None and not config.mpp_csv.is_file():
         raise InputError(f"There is no file mpp_csv={config.mpp_csv}.")
+    return passes
 
 
 def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
@@ -161,7 +174,8 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
     """
     notes = list(config.derived)
     encoders = plan_encoders(config, registry, notes)
-    tiler_spec, tiler_config = _plan_tiler(config, registry, encoders, notes)
+    cards = {encoder.name: encoder.card for encoder in encoders}
+    tiler_spec, tiler_config = plan_tiler(config, registry, cards, notes)
     slide_encoders = plan_slide_encoders(config, registry, encoders, notes)
     stores, images = plan_writers(config, registry)
     segmenter_spec, segmenter_config = configured(registry, "segmenter", config.segmenter)
@@ -187,7 +201,7 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         patient_encoders=plan_patient_encoders(config, registry, encoders, slide_encoders, notes),
         stores=stores,
         images=images,
-        layout=OutputLayout(config.output, _tiling(config, tiler_fields)),
+        layout=plan_layout(config, tiler_fields),
         notes=tuple(notes),
         round=name_round(config),
     )
@@ -214,23 +228,27 @@ def name_round(config: RunConfig) -> str:
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
-def _plan_tiler(
-    config: RunConfig,
-    registry: Registry,
-    encoders: Sequence[PlannedEncoder],
-    notes: list[str],
+def plan_tiler(
+    config: RunConfig, registry: Registry, cards: Mapping[str, EncoderCard], notes: list[str]
 ) -> tuple[TilerSpec, Any]:
+    """Give the tiler of a run with what its encoders' cards fill in, and note what that is.
+
+    Raises:
+        ConfigError: If its options make no sense together.
+    """
     spec, options = configured(registry, "tiler", config.tiler)
     if has_target(options):
-        options, told = settle_target(options, {e.name: e.card for e in encoders})
+        options, told = settle_target(options, cards)
         notes += told if config.task != "tissue" else []
     if hasattr(options, "region_tiles") and config.task != "tissue":
         check_regions(config, options.region_tiles)
     return spec, options
 
 
-def _tiling(config: RunConfig, fields: Mapping[str, Any]) -> str:
-    return name_tiling(fields) if config.tiling == "auto" else config.tiling
+def plan_layout(config: RunConfig, tiler_fields: Mapping[str, Any]) -> OutputLayout:
+    """Say where a pass's outputs go."""
+    name = name_tiling(tiler_fields) if config.tiling == "auto" else config.tiling
+    return OutputLayout(config.output, name)
 
 
 def _reader_fields(config: RunConfig, registry: Registry) -> dict[str, Any]:

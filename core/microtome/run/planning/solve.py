@@ -7,16 +7,28 @@ the user said is never changed; a need that contradicts it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import isclose
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, naming_encoder
 from microtome.plugin.aliases import listed
 from microtome.plugin.registry import Registry, configure
-from microtome.plugin.specs import EncoderCard, TileNeed
-from microtome.run.planning.models import MadeModel, embedder_of, find_giver, gives, make_model
+from microtome.plugin.specs import TileNeed
+from microtome.run.planning.matching import (
+    MadeModel,
+    embedder_of,
+    find_giver,
+    find_slide_encoder,
+    gives,
+    make_model,
+)
+from microtome.run.planning.needs import (
+    Tiling,
+    describe_need,
+    is_of_tiles,
+    merge_needs,
+    openness,
+)
 from microtome.run.planning.target import has_target
 from microtome.run.settings import (
     DEFAULT_ENCODER,
@@ -26,58 +38,6 @@ from microtome.run.settings import (
     RunConfig,
     SlideEncoderChoice,
 )
-
-SAME_MPP = 0.01
-"""Relative difference up to which two physical targets are one."""
-
-NOMINAL_MPP = 0.05
-"""Relative difference up to which a physical target is what a nominal one means."""
-
-
-@dataclass(eq=False, kw_only=True)
-class _Tiling:
-    """A tiling on its way: what is None is open yet."""
-
-    size: int | None = None
-    magnification: float | None = None
-    mpp: float | None = None
-    needs: list[TileNeed] = field(default_factory=list)
-    whose: list[MadeModel] = field(default_factory=list)
-
-    def takes(self, need: TileNeed) -> bool:
-        """Whether it is what a need asks for, or can still become that."""
-        if need.patch_size is not None and self.size not in (None, need.patch_size):
-            return False
-        return self._meets(need) or (self.magnification is None and self.mpp is None)
-
-    def _meets(self, need: TileNeed) -> bool:
-        if need.mpp is None and need.magnification is None:
-            return True
-        if need.mpp is not None:
-            physical = self.mpp is not None and isclose(self.mpp, need.mpp, rel_tol=SAME_MPP)
-            nominal = self.magnification is not None and self.magnification == need.magnification
-            return physical or nominal
-        if self.mpp is not None and need.magnification is not None:
-            return isclose(self.mpp, 10 / need.magnification, rel_tol=NOMINAL_MPP)
-        return self.magnification == need.magnification
-
-    def settle(self, need: TileNeed) -> None:
-        """Take what a need says of what is open; a physical target before a nominal one."""
-        self.size = need.patch_size if self.size is None else self.size
-        if self.magnification is None and self.mpp is None:
-            self.mpp = need.mpp
-            self.magnification = need.magnification if need.mpp is None else None
-
-    def suits(self, card: EncoderCard) -> bool:
-        """Whether it is what an encoder's card recommends."""
-        meant = TileNeed(patch_size=card.patch_size, magnification=card.magnification, mpp=card.mpp)
-        return card.patch_size == self.size and self._meets(meant)
-
-    def __str__(self) -> str:
-        size = "tiles" if self.size is None else f"{self.size} px"
-        if self.mpp is not None:
-            return f"{size} at {self.mpp:g} µm/px"
-        return size if self.magnification is None else f"{size} at {self.magnification:g}x"
 
 
 def solve(config: RunConfig, registry: Registry) -> tuple[RunConfig, ...]:
@@ -115,31 +75,36 @@ class _Solver:
         choice = config.tiler
         spec = registry.find("tiler", choice.plugin).spec
         self._options = configure(spec) if choice.config is None else choice.config
-        self._patients = [make_model(c, registry) for c in config.patient_encoders]
-        self._slides = [make_model(c, registry) for c in self._slide_choices()]
+        self._patients = [make_model(c, registry, or_spec=True) for c in config.patient_encoders]
+        self._slides = [make_model(c, registry, or_spec=True) for c in self._slide_choices()]
         self._derived: list[str] = []
 
     def _slide_choices(self) -> list[SlideEncoderChoice]:
-        """Give the slide encoders asked for, and those that patient encoders name."""
+        """Give the slide encoders asked for, and those that patient encoders name.
+
+        Raises:
+            ConfigError: If one has no slide encoder, or another has the key of the one it needs.
+        """
         choices = list(self._config.slide_encoders)
-        for made in self._patients:
-            known = {name for c in choices for name in (c.name, c.plugin)}
-            if made.takes_tiles or made.slide_encoder in known:
-                continue
-            if made.slide_encoder:
-                choices.append(
-                    SlideEncoderChoice(
-                        plugin=made.slide_encoder,
-                        key=made.slide_encoder,
-                        device=made.choice.device,
-                        precision=made.choice.precision,
-                    )
-                )
-            elif not choices:
+        for made in (made for made in self._patients if not made.takes_tiles):
+            name = made.slide_encoder
+            if not name and not choices:
                 raise ConfigError(
                     f"{made} pools embeddings of slides, and this run makes none. Say which slide "
                     "encoder makes them: slide_encoder=mean, for instance."
                 )
+            if not name or find_slide_encoder(made, choices, self._registry):
+                continue
+            if name in {choice.name for choice in choices}:
+                raise ConfigError(
+                    f"{made} takes embeddings by {name} as it was made, and slide_encoder.{name} "
+                    "is another or has other options. Give it a key of its own: "
+                    "+slide_encoder@slide_encoder.KEY=NAME."
+                )
+            device, precision = made.choice.device, made.choice.precision
+            choices.append(
+                SlideEncoderChoice(plugin=name, key=name, device=device, precision=precision)
+            )
         return choices
 
     def passes(self) -> Iterator[RunConfig]:
@@ -156,10 +121,12 @@ class _Solver:
         if several:
             self._derived.append(
                 f"Needed are {self._told(tilings)}: one pass over the slides for each, in a "
-                "folder of its own below the output (tiler.name=auto)."
+                "folder of its own below the output (tiler.name=auto). What lies in no such "
+                "folder from an earlier run is computed again."
             )
+        homes = self._homes(tilings, encoders)
         for tiling, chosen in zip(tilings, encoders, strict=True):
-            slides = [m for m in self._slides if m.is_free or m in tiling.whose]
+            slides = [made for made in self._slides if tiling in homes[made]]
             choices = [m.choice for m in slides if isinstance(m.choice, SlideEncoderChoice)]
             yield replace(
                 self._config,
@@ -167,26 +134,64 @@ class _Solver:
                 tiler=self._tiler(tiling),
                 encoders=tuple(chosen),
                 slide_encoders=tuple(choices),
-                patient_encoders=tuple(self._patients_of(tiling, slides)),
+                patient_encoders=tuple(self._patients_of(tiling, choices, homes)),
                 derived=(*self._config.derived, *self._derived),
             )
 
-    def _told(self, tilings: Sequence[_Tiling]) -> str:
-        told = [f"{t} ({', '.join(m.choice.name for m in t.whose)})" for t in tilings]
+    def _told(self, tilings: Sequence[Tiling]) -> str:
+        told = [f"{t} ({', '.join(_names(t))})" for t in tilings]
         return f"{len(tilings)} tilings, {listed(told)}"
 
-    def _tilings(self) -> list[_Tiling]:
+    def _homes(
+        self, tilings: Sequence[Tiling], encoders: Sequence[Sequence[EncoderChoice]]
+    ) -> dict[MadeModel, list[Tiling]]:
+        """Say whose needs each tiling meets; a pooling goes wherever it can take some features."""
+        homes: dict[MadeModel, list[Tiling]] = {}
+        for made in self._needy():
+            needs = self._needs(made)
+            dims = {need.dim for need in needs} - {None}
+            if any(is_of_tiles(need) for need in needs):
+                homes[made] = [tiling for tiling in tilings if made in tiling.whose]
+            elif len(tilings) == 1 or not dims:
+                homes[made] = list(tilings)
+            else:
+                pairs = zip(tilings, encoders, strict=True)
+                found = [t for t, own in pairs if any(self._dim(c) in (None, *dims) for c in own)]
+                homes[made] = found or [tilings[0]]  # whose plan says which columns there are
+        return homes
+
+    def _dim(self, choice: EncoderChoice) -> int | None:
+        """Give the columns of an encoder's features, as far as they are known by now."""
+        entry = self._registry.find("encoder", choice.plugin)
+        source = entry.spec
+        if not entry.missing:
+            options = configure(entry.spec) if choice.config is None else choice.config
+            with naming_encoder(choice.name, entry.spec.name):
+                source = self._registry.create("encoder", entry.spec.name, options)
+        card = getattr(source, "card", None)
+        return None if card is None else int(card.dim)
+
+    def _tilings(self) -> list[Tiling]:
         """Gather needs into tilings: those that leave least open first, so that others join."""
         own = self._asked()
         wants = [(m, needs) for m in self._needy() if (needs := self._needs(m))]
-        wants.sort(key=lambda want: _openness(want[1]))
-        tilings: list[_Tiling] = []
+        wants.sort(key=lambda want: openness(want[1]))
+        tilings: list[Tiling] = []
         for made, needs in wants:
             self._check(made, needs, own)
-            merged = _merged(made, needs)
+            if not any(is_of_tiles(need) for need in needs):
+                continue
+            merged = merge_needs(made, needs)
             found = next((t for t in tilings if t.takes(merged)), None)
+            if found is None and own.given and tilings:
+                raise _near_miss(
+                    made,
+                    merged,
+                    f"tiler={own.given}, of whose tiles {listed(_names(tilings[0]))} needs others",
+                    "Run them apart, each with tiler.name=… or an output of its own",
+                )
             if found is None:
-                found = _Tiling(size=own.size, magnification=own.magnification, mpp=own.mpp)
+                found = replace(own, needs=[], whose=[])
                 tilings.append(found)
             found.settle(merged)
             found.needs += needs
@@ -200,17 +205,18 @@ class _Solver:
         """Give what an encoder needs; of a patient encoder also what its slide encoder does."""
         if made.needs or made in self._slides:
             return made.needs
-        embedder = embedder_of(made, self._registry)
+        slides = self._config.slide_encoders
+        embedder = embedder_of(made, slides, self._registry, or_spec=True)
         return () if embedder is None else embedder.needs
 
-    def _asked(self) -> _Tiling:
+    def _asked(self) -> Tiling:
         """Give what the user said of tiles, which no need changes."""
         if not has_target(self._options):
-            return _Tiling()
+            return Tiling(given=self._config.tiler.plugin)
         options = self._options
-        return _Tiling(size=options.size, magnification=options.magnification, mpp=options.mpp)
+        return Tiling(size=options.size, magnification=options.magnification, mpp=options.mpp)
 
-    def _check(self, made: MadeModel, needs: Sequence[TileNeed], own: _Tiling) -> None:
+    def _check(self, made: MadeModel, needs: Sequence[TileNeed], own: Tiling) -> None:
         """Refuse what does not fit what the user said.
 
         Raises:
@@ -230,7 +236,7 @@ class _Solver:
             self._check_step(made, need, own)
             self._check_key(made, need)
 
-    def _check_step(self, made: MadeModel, need: TileNeed, own: _Tiling) -> None:
+    def _check_step(self, made: MadeModel, need: TileNeed, own: Tiling) -> None:
         step = getattr(self._options, "step", None)
         size = own.size or need.patch_size
         if step is not None and not need.overlap and step != size:
@@ -252,7 +258,7 @@ class _Solver:
                     f"Give it a key of its own (+encoder@encoder.KEY={choice.plugin})",
                 )
 
-    def _encoders(self, tiling: _Tiling) -> list[EncoderChoice]:
+    def _encoders(self, tiling: Tiling) -> list[EncoderChoice]:
         """Give the patch encoders that a tiling's needs ask for, adding those that are missing."""
         chosen: list[EncoderChoice] = []
         for need in (need for need in tiling.needs if need.encoder):
@@ -278,7 +284,7 @@ class _Solver:
         )
 
     def _share_out(
-        self, tilings: Sequence[_Tiling], encoders: Sequence[list[EncoderChoice]]
+        self, tilings: Sequence[Tiling], encoders: Sequence[list[EncoderChoice]]
     ) -> None:
         """Put the user's other encoders where their cards suit, else on the first tiling."""
         placed = [choice for chosen in encoders for choice in chosen]
@@ -288,15 +294,16 @@ class _Solver:
             card = getattr(self._registry.find("encoder", choice.plugin).spec, "card", None)
             suited = [i for i, t in enumerate(tilings) if card is not None and t.suits(card)]
             encoders[suited[0] if suited else 0].append(choice)
-        if not encoders[0]:  # a pooling alone: it takes what any run computes
-            encoders[0].append(
-                EncoderChoice(
-                    plugin=DEFAULT_ENCODER, key=DEFAULT_ENCODER, batch_size=self._config.batch_size
-                )
-            )
-            self._derived.append(f"Pooled is {DEFAULT_ENCODER}, since no encoder was chosen.")
+        for chosen in (chosen for chosen in encoders if not chosen):  # poolings alone
+            chosen += self._config.encoders or [self._default()]
 
-    def _tiler(self, tiling: _Tiling) -> Choice:
+    def _default(self) -> EncoderChoice:
+        self._derived.append(f"Pooled is {DEFAULT_ENCODER}, since no encoder was chosen.")
+        return EncoderChoice(
+            plugin=DEFAULT_ENCODER, key=DEFAULT_ENCODER, batch_size=self._config.batch_size
+        )
+
+    def _tiler(self, tiling: Tiling) -> Choice:
         """Fill what is derived into the tiler's options; the cards fill what is still open."""
         choice, options = self._config.tiler, self._options
         if not has_target(options):
@@ -307,55 +314,25 @@ class _Solver:
         return replace(choice, config=filled)
 
     def _patients_of(
-        self, tiling: _Tiling, slides: Sequence[MadeModel]
+        self,
+        tiling: Tiling,
+        slides: Sequence[SlideEncoderChoice],
+        homes: Mapping[MadeModel, Sequence[Tiling]],
     ) -> Iterator[PatientEncoderChoice]:
         """Give the patient encoders whose input a tiling's pass makes."""
-        names = {name for made in slides for name in (made.choice.name, made.choice.plugin)}
         for made in self._patients:
             if made.takes_tiles:
-                here = made in tiling.whose or not self._needs(made)
+                here = tiling in homes[made]
+            elif made.slide_encoder:
+                here = find_slide_encoder(made, slides, self._registry) is not None
             else:
-                here = made.slide_encoder in names if made.slide_encoder else bool(slides)
+                here = bool(slides)
             if here and isinstance(made.choice, PatientEncoderChoice):
                 yield made.choice
 
 
-def _openness(needs: Sequence[TileNeed]) -> tuple[bool, bool, bool]:
-    """Order needs by what they leave open: physical ones with a size come first."""
-    return (
-        all(need.patch_size is None for need in needs),
-        all(need.mpp is None for need in needs),
-        all(need.magnification is None for need in needs),
-    )
-
-
-def _merged(made: MadeModel, needs: Sequence[TileNeed]) -> TileNeed:
-    """Give the one tiling that all needs of an encoder ask for: its features share their rows."""
-    merged: dict[str, Any] = {}
-    for name in ("patch_size", "magnification", "mpp"):
-        values = {getattr(need, name) for need in needs} - {None}
-        if len(values) > 1:
-            raise ConfigError(
-                f"{made} needs features of tiles with {name} {listed(sorted(map(str, values)))}, "
-                "and one slide encoder can only take features of the same tiles."
-            )
-        merged[name] = values.pop() if values else None
-    return TileNeed(**merged, overlap=all(need.overlap for need in needs))
-
-
-def describe_need(need: TileNeed) -> str:
-    """Put a need into words: ``conch_v15 on tiles of 512 px at 20x without overlap``."""
-    options = ", ".join(f"{name}={value}" for name, value in need.options.items())
-    what = f"{need.encoder or 'any features'}{f' ({options})' if options else ''}"
-    if need.dtype:
-        what += f" in {need.dtype}"
-    size = "tiles" if need.patch_size is None else f"tiles of {need.patch_size} px"
-    at = ""
-    if need.mpp is not None:
-        at = f" at {need.mpp:g} µm/px"
-    elif need.magnification is not None:
-        at = f" at {need.magnification:g}x"
-    return f"{what} on {size}{at}{'' if need.overlap else ' without overlap'}"
+def _names(tiling: Tiling) -> list[str]:
+    return [made.choice.name for made in tiling.whose]
 
 
 def _near_miss(made: MadeModel, need: TileNeed, asked: str, way_out: str) -> ConfigError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor
 from typing import Any
 
@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from microtome.errors import EncoderError
 from microtome.plugin.protocols import SlideOutput
 from microtome.plugin.specs import TileNeed
+from microtome.run.planning.devices import describe_way_out
 from microtome.run.planning.memory import free_memory
 from microtome.run.planning.models import PlannedModel
-from microtome.run.planning.solve import NOMINAL_MPP
+from microtome.run.planning.needs import NOMINAL_MPP, describe_need
 from microtome.slide.bags import TileBag
-
-MISNAMED_MPP = 0.1
-"""Relative difference from 10 / magnification beyond which a nominal target is told."""
 
 _TIMES_INPUT = 4
 """What a model takes that does not say: its input, a few times over."""
@@ -42,6 +40,9 @@ def make_bag(
         attributes: Of the slide, as it is stored or about to be.
     """
     mpp = _numbers(attributes.get("effective_mpp"))
+    nominal = _numbers(attributes.get("target_magnification"))
+    is_physical = bool(_numbers(attributes.get("target_mpp")))
+    step = int(attributes.get("step", -1))
     return TileBag(
         slide_id=slide_id,
         features=dict(features),
@@ -50,6 +51,8 @@ def make_bag(
         size=int(attributes["patch_size"]),
         mpp=sum(mpp) / len(mpp) if mpp else None,
         slide_size=(int(attributes["level0_width"]), int(attributes["level0_height"])),
+        step=step if step > 0 else None,
+        magnification=None if is_physical or not nominal else nominal[0],
     )
 
 
@@ -70,13 +73,13 @@ def tile_side(attributes: Mapping[str, Any]) -> int:
 
 
 def check_bag(planned: PlannedModel, bag: TileBag) -> list[str]:
-    """See that a bag is what an encoder needs.
+    """See that tiles are what an encoder needs; of its features nothing is looked at.
 
     Returns:
         What the user should be told: that a nominal magnification is not what it means.
 
     Raises:
-        EncoderError: If it is not.
+        EncoderError: If they are not.
     """
     told = [_check_tiles(planned, need, bag) for need in planned.made.needs]
     if any(not need.overlap for need in planned.made.needs):
@@ -86,36 +89,60 @@ def check_bag(planned: PlannedModel, bag: TileBag) -> list[str]:
 
 def _check_tiles(planned: PlannedModel, need: TileNeed, bag: TileBag) -> str:
     if need.patch_size not in (None, bag.size):
-        raise EncoderError(
-            f"{planned.name} needs tiles of {need.patch_size} px, and {bag.slide_id} has tiles of "
-            f"{bag.size} px."
-        )
+        raise _misfit(planned, need, bag, f"{bag.size} px", f"tiler.size={need.patch_size}")
     wanted = need.mpp or (10 / need.magnification if need.magnification else None)
-    if wanted is None or (bag.mpp is None and need.magnification is not None):
+    if wanted is None:
         return ""
-    off = 1.0 if bag.mpp is None else abs(bag.mpp / wanted - 1)
-    have = "no known resolution" if bag.mpp is None else f"{bag.mpp:.4g} µm/px"
-    if need.magnification is None and off > NOMINAL_MPP:
-        raise EncoderError(
-            f"{planned.name} needs tiles at {wanted:g} µm/px, and those of {bag.slide_id} have "
-            f"{have}. Tile it with tiler.mpp={wanted:g}."
-        )
-    if off <= MISNAMED_MPP:
+    off = None if bag.mpp is None else abs(bag.mpp / wanted - 1)
+    is_named = need.magnification is not None and bag.magnification == need.magnification
+    if not is_named and (off is None or off > NOMINAL_MPP):
+        have = "no known resolution" if bag.mpp is None else f"{bag.mpp:.4g} µm/px"
+        if bag.magnification is not None:
+            have += f", {bag.magnification:g}x by name"
+        raise _misfit(planned, need, bag, have, f"tiler.mpp={wanted:g}")
+    if off is None or off <= NOMINAL_MPP:
         return ""
     return (
-        f"{planned.name} was made for {wanted:g} µm/px, and this slide's tiles have {have} "
-        f"({off:.0%} off): tiler.mpp={wanted:g} gives them their true size"
+        f"{planned.name} was made for {wanted:g} µm/px, and this slide's tiles have "
+        f"{bag.mpp:.4g} µm/px ({off:.0%} off): tiler.mpp={wanted:g} gives them their true size"
     )
 
 
 def _check_spacing(planned: PlannedModel, bag: TileBag) -> None:
-    """Refuse tiles of which two fall on one place of the grid, or lie off each other's grid."""
-    cells = bag.coords // bag.tile_size_level0
-    if len(np.unique(cells, axis=0)) != len(cells):
-        raise EncoderError(
-            f"{planned.name} takes tiles without overlap, and some of {bag.slide_id} lie closer "
-            f"than their side of {bag.tile_size_level0} level-0 pixels. Tile it without overlap."
-        )
+    """Refuse tiles that leave gaps by their pitch, or of which two overlap wherever they lie."""
+    need = next(need for need in planned.made.needs if not need.overlap)
+    if bag.step not in (None, bag.size):
+        have = f"{bag.size} px, {bag.step} px apart"
+        raise _misfit(planned, need, bag, have, f"tiler.step={bag.size}")
+    if _overlap(bag.coords, bag.tile_size_level0):
+        have = f"a side of {bag.tile_size_level0} level-0 pixels, and some lie closer"
+        raise _misfit(planned, need, bag, have, f"tiler.step={bag.size}")
+
+
+def _overlap(coords: NDArray[np.int64], side: int) -> bool:
+    """Tell whether two of these squares overlap, however they lie."""
+    cells = coords // side + 1  # a margin, so that no neighbour wraps into the next row
+    width = int(cells[:, 0].max(initial=0)) + 2
+    keys = cells[:, 1] * width + cells[:, 0]
+    order = np.argsort(keys)
+    keys, coords = keys[order], coords[order]
+    if (np.diff(keys) == 0).any():
+        return True
+    for step in (1, width - 1, width, width + 1):
+        found = np.minimum(np.searchsorted(keys, keys + step), max(len(keys) - 1, 0))
+        apart = np.abs(coords[found] - coords).max(1)
+        if ((keys[found] == keys + step) & (apart < side)).any():
+            return True
+    return False
+
+
+def _misfit(
+    planned: PlannedModel, need: TileNeed, bag: TileBag, have: str, way_out: str
+) -> EncoderError:
+    return EncoderError(
+        f"{planned.name} needs {describe_need(need)}, and the tiles of {bag.slide_id} have {have}. "
+        f"Tile it with {way_out}."
+    )
 
 
 def refuse_large(
@@ -127,26 +154,67 @@ def refuse_large(
         planned: The encoder.
         tiles: That it would be given.
         extent: (columns, rows) of tiles of their bounding box.
-        row_bytes: Of the features of one tile.
-        cap: GiB that it may take; None for what is free on its device.
+        row_bytes: Of the features of one tile, all of which are in main memory.
+        cap: GiB that it may take with them; None for what is free there and on its device.
 
     Raises:
         EncoderError: With the numbers and the way out.
     """
     estimate = getattr(planned.model, "memory", None)
-    needed = _TIMES_INPUT * tiles * row_bytes if estimate is None else estimate(tiles, extent)
-    free = free_memory(planned.device) if cap is None else cap * _GIB
-    if free is None or needed <= free:
-        return
-    where = f"are free on {planned.device}" if cap is None else "bag_memory_gb allows"
-    node = f"{planned.kind}.{planned.made.choice.name}"
-    elsewhere = f"Use a device with more memory ({node}.device=…)"
-    raise EncoderError(
-        f"{planned.name} would take about {needed / _GIB:.3g} GiB for {tiles} tiles in a box of "
-        f"{extent[0]} × {extent[1]}, and {free / _GIB:.3g} GiB {where}. {elsewhere}, raise "
-        "bag_memory_gb if the estimate is too high, or leave specks of tissue out of the box "
-        "(tissue.min_region_um2)."
-    )
+    held = tiles * row_bytes
+    taken = _TIMES_INPUT * held if estimate is None else estimate(tiles, extent)
+    what = f"{tiles} tiles in a box of {extent[0]} × {extent[1]}"
+    host = getattr(planned.model, "host_memory", None)
+    if host is not None and cap is None and planned.device != "cpu":
+        held += host(tiles, extent)
+    _refuse_beyond(planned, what, held=held, taken=taken, cap=cap)
+
+
+def refuse_patient(
+    planned: PlannedModel,
+    slides: Sequence[tuple[int, tuple[int, int]]],
+    read: int,
+    *,
+    cap: float | None,
+) -> None:
+    """Refuse what a patient encoder has no memory for, before its tiles are read.
+
+    Args:
+        planned: The encoder.
+        slides: Tiles and extent of each, as of `refuse_large`.
+        read: Bytes of the features of them all.
+        cap: As of `refuse_large`.
+
+    Raises:
+        EncoderError: With the numbers and the way out.
+    """
+    estimate = getattr(planned.model, "memory", None)
+    taken = _TIMES_INPUT * read if estimate is None else estimate(slides)
+    tiles = [count for count, _ in slides]
+    what = f"{sum(tiles)} tiles of {len(tiles)} slides, {max(tiles)} of them of one"
+    _refuse_beyond(planned, what, held=read, taken=taken, cap=cap)
+
+
+def _refuse_beyond(
+    planned: PlannedModel, what: str, *, held: int, taken: int, cap: float | None
+) -> None:
+    """Refuse what there is no memory for: features in main memory, the rest on the device."""
+    if cap is not None or planned.device == "cpu":
+        needs = {planned.device: held + taken}
+    else:
+        needs = {"cpu": held, planned.device: taken}
+    for device, needed in needs.items():
+        free = free_memory(device) if cap is None else cap * _GIB
+        if free is None or needed <= free:
+            continue
+        where = f"are free on {device}" if cap is None else "bag_memory_gb allows"
+        node = f"{planned.kind}.{planned.made.choice.name}"
+        elsewhere = f"Use a device with more memory ({node}.device=…)"
+        raise EncoderError(
+            f"{planned.name} would take about {needed / _GIB:.3g} GiB for {what}, and "
+            f"{free / _GIB:.3g} GiB {where}. {elsewhere}, raise bag_memory_gb if the estimate is "
+            "too high, or leave specks of tissue out of the box (tissue.min_region_um2)."
+        )
 
 
 def check_output(planned: PlannedModel, output: SlideOutput, tiles: int) -> dict[str, Any]:
@@ -189,8 +257,8 @@ def check_array(
         stored = np.ascontiguousarray(given, np.float32)
     if not np.isfinite(stored).all():
         raise EncoderError(
-            f"{planned.name} gave {group} that are not finite, computed in {planned.precision}. "
-            f"Try another: {planned.kind}.{planned.made.choice.name}.precision=fp32."
+            f"{planned.name} gave {group} that are not finite, computed in {planned.precision}: "
+            f"{describe_way_out(planned.precision, f'{planned.kind}.{planned.made.choice.name}')}"
         )
     return stored
 

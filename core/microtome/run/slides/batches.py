@@ -35,6 +35,9 @@ _PARTS_AHEAD = 2
 _BYTES_AHEAD = 512 << 20
 """Of pixels in all batches ahead, however many workers there are; two batches there are always."""
 
+_MOST_AT_ONCE = 512
+"""Tiles read at once for the sake of encoders whose batch sizes do not divide each other."""
+
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
@@ -199,6 +202,17 @@ class BatchReader:
         if geometry.resampled:
             resample_tiles(pixels, geometry.size, geometry.resample, out=out)
         batch.has_background[at] = filled
+
+
+def read_size(sizes: Sequence[int]) -> int:
+    """Choose how many tiles are read at once for encoders that want different numbers.
+
+    A multiple of all, so that each gets the batches that it would get alone: which tiles are in
+    one batch can show in the last bits of a network's features. Only where that would be a great
+    many, the largest.
+    """
+    multiple = math.lcm(*sizes)
+    return multiple if multiple <= max(_MOST_AT_ONCE, *sizes) else max(sizes)
 
 
 def _cut(block: NDArray[np.int64], most: int) -> list[slice]:

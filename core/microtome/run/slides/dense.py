@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microtome.plugin.specs import Transform
-from microtome.run.planning.outputs import DENSE
-from microtome.run.slides.identities import refuse_difference
+from microtome.run.slides.identities import list_absent
 from microtome.slide.batch import crop_offset, prepared_size
 from microtome.slide.types import TileGeometry
-from microtome.store.arrays import array_names
 from microtome.store.identity import Identity, make_identity
 
 if TYPE_CHECKING:
@@ -67,17 +65,12 @@ def list_undense(
     Raises:
         IdentityError: If what is there was made by another configuration.
     """
-    wanted = wanted_arrays(plan)
-    there = {key for name in DENSE for key in array_names(stored, name)} if wanted else set()
-    for key in (key for key in wanted if key in there):
-        name, _, encoder = key.partition("/")
-        refuse_difference(
-            f"{key} in {path}",
-            stored.array_attributes(key),
-            dense_identity(name, plan, features[encoder]),
-            apart="an encoder key (+encoder@encoder.KEY=NAME)",
-        )
-    return tuple(key for key in wanted if key not in there)
+    wanted = {
+        key: dense_identity(name, plan, features[each.name])
+        for each in plan.encoders
+        for name, key in dense_keys(each).items()
+    }
+    return list_absent(stored, path, wanted)
 
 
 def dense_layout(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.errors import StoreError, naming_encoder
+from microtome.errors import MicrotomeError, OutputError, StoreError, naming_encoder
 from microtome.run.planning.models import PlannedModel
 from microtome.run.slides.attributes import embedding_attributes
 from microtome.run.slides.bagging import check_bag, check_output, make_bag, refuse_large
@@ -31,42 +33,43 @@ _ROWS = 4096
 class SlideStage:
     """What makes of a slide's tiles the embeddings that its stores lack.
 
+    An encoder that fails is set aside: the others embed the slide all the same.
+
     Attributes:
         work: The slide's stages, which hear of this one.
         attributes: Of the slide, as they are stored.
         identity: Of its coordinates.
         holdings: What is there already.
+        failures: What went wrong, by slide encoder.
     """
 
     work: SlideWork
     attributes: Mapping[str, Any]
     identity: Identity
     holdings: Holdings
+    failures: dict[str, Exception] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[PlannedModel]:
-        """The slide encoders whose arrays some store lacks."""
-        names = self.holdings.unembedded
+        """The slide encoders whose arrays some store lacks and that have not failed."""
+        names = self.holdings.unembedded - self.failures.keys()
         return [each for each in self.work.plan.slide_encoders if each.name in names]
 
-    def refuse_large(self, coords: NDArray[np.int32]) -> None:
-        """Refuse a slide that an encoder has no memory for before its pixels are read.
+    def refuse_early(self, coords: NDArray[np.int32]) -> None:
+        """Set aside what cannot take the slide, before its pixels are read.
 
         Args:
-            coords: (n, 5) of its tiles, of which none is left out by its pixels.
+            coords: (n, 5) of its tiles, or of those of which its pixels will leave some out: then
+                their number is not known yet.
 
         Raises:
-            EncoderError: If there is not enough.
+            Exception: What the first one raised, if none is left and nobody else waits for tiles.
         """
         config = self.work.plan.config
-        if not self.missing or not len(coords) or config.filter.enabled or config.quality.drop:
-            return  # how many tiles there are is known when their pixels are
-        bag = make_bag(self.work.ref.slide_id, coords, {}, self.attributes)
-        dims = {encoder.name: encoder.card.dim for encoder in self.work.plan.encoders}
-        with self.work.timed("slide"):
-            for planned in self.missing:
-                columns = sum(dims[name] for name in planned.reads.values())
-                self._refuse(planned, bag, columns * np.dtype(config.feature_dtype).itemsize)
+        drops = self.holdings.coords is None and (config.filter.enabled or config.quality.drop)
+        self._examine(coords, is_whole=not drops)
+        if not self.missing and not self.work.plan.patient_encoders:
+            self.raise_failures()
 
     def run(
         self, coords: NDArray[np.int32], fresh: Mapping[str, FeatureSet]
@@ -78,10 +81,10 @@ class SlideStage:
             fresh: Features that were computed just now; the others are read from a store.
 
         Returns:
-            By ``group/name``; nothing for a slide without tiles.
+            By ``group/name``, of the encoders that did not fail; nothing for a slide without tiles.
 
         Raises:
-            EncoderError: If one cannot be loaded, has no memory for it or gives what it should not.
+            OutputError: If the output takes nothing more.
         """
         if not self.missing:
             return {}
@@ -89,21 +92,71 @@ class SlideStage:
             names = ", ".join(each.name for each in self.missing)
             self.work.warnings.append(f"without tiles it has no embedding by {names}")
             return {}
+        self._examine(coords, is_whole=True)
         arrays: dict[str, FeatureSet] = {}
         with self.work.timed("slide", len(coords)):
             read: dict[str, NDArray[Any]] = {}
             for planned in sorted(self.missing, key=lambda each: sorted(each.reads.values())):
                 # One encoder's features at a time: those of a large slide fill gigabytes.
-                wanted = planned.reads.values()
-                read = {n: read[n] if n in read else self._features(n, fresh) for n in wanted}
-                features = {key: read[name] for key, name in planned.reads.items()}
-                bag = make_bag(self.work.ref.slide_id, coords, features, self.attributes)
-                arrays |= self._embed(planned, bag)
+                for name in read.keys() - {*planned.reads.values()}:
+                    del read[name]
+                with self._setting_aside(planned):
+                    for name in planned.reads.values():
+                        read[name] = read[name] if name in read else self._features(name, fresh)
+                    arrays |= self._embed(planned, coords, read)
         return arrays
 
-    def _embed(self, planned: PlannedModel, bag: TileBag) -> dict[str, FeatureSet]:
-        self.work.warnings += check_bag(planned, bag)
-        self._refuse(planned, bag, sum(f[0].nbytes for f in bag.features.values()))
+    def raise_failures(self) -> None:
+        """Fail the slide if an encoder failed: as the first did, naming all of them.
+
+        Raises:
+            Exception: What the first one raised.
+        """
+        if not self.failures:
+            return
+        self.work.stage = "slide"
+        (_, error), *others = self.failures.items()
+        self.work.warnings += [f"slide encoder {n} failed: {reason}" for n, reason in others]
+        told = f"Failed: slide_encoder=[{','.join(self.failures)}]"
+        if not isinstance(error, MicrotomeError):
+            error.add_note(told)
+        elif others:
+            error.args = (f"{MicrotomeError.__str__(error)} {told}.",)
+        raise error
+
+    def _examine(self, coords: NDArray[np.int32], *, is_whole: bool) -> None:
+        """Set aside encoders that such tiles are not for, or so many, by their shapes alone."""
+        if not self.missing or not len(coords):
+            return
+        plan = self.work.plan
+        bag = make_bag(self.work.ref.slide_id, coords, {}, self.attributes)
+        dims = {encoder.name: encoder.card.dim for encoder in plan.encoders}
+        with self.work.timed("slide"):
+            for planned in self.missing:
+                columns = sum(dims[name] for name in planned.reads.values())
+                row_bytes = columns * np.dtype(plan.config.feature_dtype).itemsize
+                with self._setting_aside(planned):
+                    told = check_bag(planned, bag)
+                    self.work.warnings += [t for t in told if t not in self.work.warnings]
+                    if is_whole:
+                        cap = plan.config.bag_memory_gb
+                        refuse_large(planned, len(bag), bag.extent, row_bytes=row_bytes, cap=cap)
+
+    @contextmanager
+    def _setting_aside(self, planned: PlannedModel) -> Iterator[None]:
+        try:
+            yield
+        except OutputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one slide encoder never stops the others
+            clear_frames(error.__traceback__)  # they hold the slide's features
+            self.failures[planned.name] = error
+
+    def _embed(
+        self, planned: PlannedModel, coords: NDArray[np.int32], read: Mapping[str, NDArray[Any]]
+    ) -> dict[str, FeatureSet]:
+        features = {key: read[name] for key, name in planned.reads.items()}
+        bag = make_bag(self.work.ref.slide_id, coords, features, self.attributes)
         planned.ensure_loaded()
         found = check_output(planned, encode(planned, bag), len(bag))
         self.work.warnings += getattr(planned.model, "notes", ())
@@ -112,12 +165,7 @@ class SlideStage:
         elif "slide_latents" not in found:
             self.work.warnings.append(f"{planned.name} has no latents")
         identity = slide_identity(self.work.plan, planned, self.identity)
-        self.work.identities[f"slide_features/{planned.name}"] = identity.digest
         return to_store(planned, identity, found, self.attributes, bag)
-
-    def _refuse(self, planned: PlannedModel, bag: TileBag, row_bytes: int) -> None:
-        cap = self.work.plan.config.bag_memory_gb
-        refuse_large(planned, len(bag), bag.extent, row_bytes=row_bytes, cap=cap)
 
     def _features(self, name: str, fresh: Mapping[str, FeatureSet]) -> NDArray[Any]:
         if name in fresh:

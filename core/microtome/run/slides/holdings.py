@@ -106,7 +106,7 @@ class Holdings:
         stores: One a writer of features.
         images: Writers of pixels whose images are missing.
         coords: (n, 5) of the tiles that are there, or None where nothing is.
-        warnings: What stays beside or gives way to the new without being of its configuration.
+        warnings: What stays beside the new without being of its configuration.
     """
 
     stores: tuple[StoreHolding, ...]
@@ -331,31 +331,26 @@ def _image_coords(record: Mapping[str, Any]) -> NDArray[np.int32]:
 
 
 def _left_behind(plan: RunPlan, ref: SlideRef, coords: Identity) -> tuple[str, ...]:
-    """Say what ``force`` drops, and what it leaves of another configuration."""
+    """Say what ``force`` leaves of another configuration."""
     own = {writer.spec.name for writer in plan.writers}
     told = []
     for entry in plan.registry.entries("writer"):
         spec = entry.spec
-        if not isinstance(spec, WriterSpec) or entry.missing:
+        if not isinstance(spec, WriterSpec) or entry.missing or spec.name in own:
             continue
         path = plan.layout.slide(spec, ref.slide_id)
         if not path.exists():
             continue
-        with suppress(StoreError):  # what cannot be read is replaced, or no business of this run
-            identity, names = _what_is_there(plan, spec, path)
-            if identity == coords.digest:
-                continue
-            lost = sorted(names - {encoder.name for encoder in plan.encoders})
-            if spec.name not in own:
+        with suppress(StoreError):  # what cannot be read is no business of this run
+            if _coords_there(plan, spec, path) != coords.digest:
                 told.append(f"{path} is of another configuration and was left")
-            elif lost:
-                told.append(f"{', '.join(lost)} of another configuration dropped from {path}")
     return tuple(told)
 
 
-def _what_is_there(plan: RunPlan, spec: WriterSpec, path: Path) -> tuple[object, set[str]]:
+def _coords_there(plan: RunPlan, spec: WriterSpec, path: Path) -> object:
+    """Give the identity of the coordinates of what a writer wrote."""
+    writer = plan.registry.create("writer", spec.name)
     if spec.consumes == "features":
-        with plan.registry.create("writer", spec.name).open_stored(path) as stored:
-            return stored.attributes.get("identity"), set(stored.feature_names())
-    record = read_images_record(path, spec, plan.registry.create("writer", spec.name))
-    return parse_fields(record).get("coords_identity"), set()
+        with writer.open_stored(path) as stored:
+            return stored.attributes.get("identity")
+    return parse_fields(read_images_record(path, spec, writer)).get("coords_identity")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from microtome.errors import IdentityError, MicrotomeError
+from microtome.plugin.protocols import StoredSlide
 from microtome.run.planning.encoders import PlannedEncoder
 from microtome.run.planning.models import PlannedModel
 from microtome.run.planning.plan import RunPlan
@@ -21,8 +23,10 @@ from microtome.run.settings import FilterSettings, TissueSettings
 from microtome.run.slides.attributes import RESAMPLE_VERSION
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import SlideRef
+from microtome.store.arrays import array_names
 from microtome.store.attributes import parse_fields
 from microtome.store.identity import (
+    SPEC_FIELDS,
     Identity,
     describe,
     difference,
@@ -46,6 +50,25 @@ def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Iden
         slide: The open slide.
         slide_print: Its fingerprint.
     """
+    return _tissue_identity(plan, slide.ref, slide_print, _reader(plan, slide))
+
+
+def tissue_again(plan: RunPlan, ref: SlideRef, before: Mapping[str, Any]) -> Identity:
+    """Identify the mask of a slide that cannot be opened now: its content and reader as before.
+
+    Args:
+        plan: The resolved run.
+        ref: The slide.
+        before: Fields of the identity that its mask had.
+    """
+    of_reader = (*SPEC_FIELDS, "plugin_sha256")
+    reader = {name: v for name, v in before.get("reader", {}).items() if name in of_reader}
+    return _tissue_identity(plan, ref, before["slide"], {**plan.reader_fields, **reader})
+
+
+def _tissue_identity(
+    plan: RunPlan, ref: SlideRef, slide_print: str, reader: Mapping[str, Any]
+) -> Identity:
     fields: dict[str, Any] = {
         "slide": slide_print,
         "segmenter": plan.segmenter_fields,
@@ -53,12 +76,12 @@ def tissue_identity(plan: RunPlan, slide: OpenedSlide, slide_print: str) -> Iden
     }
     if cleaning := _chosen(plan.config.tissue):
         fields["cleaning"] = cleaning
-    if slide.ref.mpp is not None:
-        fields["mpp"] = slide.ref.mpp
-    if reader := _reader(plan, slide):
-        fields["reader"] = reader
+    if ref.mpp is not None:
+        fields["mpp"] = ref.mpp
+    if reader:
+        fields["reader"] = dict(reader)
     sources = getattr(plan.segmenter, "sources", None)
-    if sources is not None and (files := sources(slide.ref)):
+    if sources is not None and (files := sources(ref)):
         fields["sources"] = {file.name: fingerprint(file) for file in files}
     return make_identity("tissue", fields)
 
@@ -168,7 +191,7 @@ def asked_for(plan: RunPlan, ref: SlideRef) -> str:
     }
     if plan.slide_encoders:
         fields["slide_encoders"] = {
-            each.name: [each.fields, each.reads, config.latents, BAG_VERSION]
+            each.name: [each.fields, each.reads, each.contract, config.latents, BAG_VERSION]
             for each in plan.slide_encoders
         }
     if dense := {encoder.name: encoder.asked for encoder in plan.encoders if encoder.asked}:
@@ -207,6 +230,28 @@ def _reader(plan: RunPlan, slide: OpenedSlide) -> dict[str, Any]:
         spec = plan.registry.find("reader", slide.info.reader).spec
         fields |= describe(spec, None)
     return fields
+
+
+def list_absent(stored: StoredSlide, path: Path, wanted: Mapping[str, Identity]) -> tuple[str, ...]:
+    """Name the arrays of encoders that a store lacks, after seeing that those there are theirs.
+
+    Args:
+        stored: The slide as it is there.
+        path: Of it.
+        wanted: What this run would give, by ``group/name``.
+
+    Raises:
+        IdentityError: If one that is there was made by another configuration.
+    """
+    there = {*array_names(stored)} if wanted else set()
+    for key in (key for key in wanted if key in there):
+        refuse_difference(
+            f"{key} in {path}",
+            stored.array_attributes(key),
+            wanted[key],
+            apart="an encoder key (+encoder@encoder.KEY=NAME)",
+        )
+    return tuple(key for key in wanted if key not in there)
 
 
 def refuse_difference(

@@ -27,7 +27,12 @@ from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
 from microtome.run.slides.ahead import taking_along
 from microtome.run.slides.holdings import take_stock
-from microtome.run.slides.identities import asked_for, coords_identity, score_identity
+from microtome.run.slides.identities import (
+    asked_for,
+    coords_identity,
+    score_identity,
+    slide_identity,
+)
 from microtome.run.slides.overlays import draw_overlays
 from microtome.run.slides.production import Production
 from microtome.run.slides.tissue import TissueFiles, find_tissue
@@ -200,6 +205,11 @@ class SlideWork:
                 told = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
                 self.warnings.append(f"all of its {len(grid)} tiles were left out: {told}")
         self.tiles = len(coords)
+        if self.tiles:
+            self.identities |= {
+                f"slide_features/{each.name}": slide_identity(self.plan, each, identity).digest
+                for each in self.plan.slide_encoders
+            }
         whole = len(coords) == len(grid)
         self._overlays(slide, mask, grid if whole else replace(grid, coords=coords, columns={}))
 
@@ -256,6 +266,7 @@ class SlideWork:
             reader=self.reader,
             why=self.why,
             encoders=tuple(encoder.name for encoder in self.plan.encoders),
+            slide_encoders=tuple(each.name for each in self.plan.slide_encoders),
             tiles=self.tiles,
             dropped=dict(self.dropped),
             reasons=dict(self.reasons),
@@ -350,7 +361,8 @@ def _unexpected(error: Exception) -> dict[str, str]:
     """Describe what no code of ours raises on purpose: mostly a plugin's mistake."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    told = (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()))
+    said = " ".join(". ".join(told).split())
     return {
         "type": type(error).__name__,
         "message": f"{said}{where}",

@@ -8,7 +8,6 @@ its place in the grid, so the order of reading shows nowhere.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,11 +24,12 @@ from microtome.errors import EncoderError
 from microtome.plugin.protocols import EncoderOutput, Reader, TileSink
 from microtome.plugin.specs import Transform
 from microtome.run.planning.budget import ONE_EACH, Threads, hold_pools
+from microtome.run.planning.devices import describe_way_out
 from microtome.run.planning.encoders import PlannedEncoder
 from microtome.run.planning.outputs import check_dense
 from microtome.run.planning.quality import Inspection
 from microtome.run.settings import FilterSettings
-from microtome.run.slides.batches import Allocate, Batch, BatchReader, fresh
+from microtome.run.slides.batches import Allocate, Batch, BatchReader, fresh, read_size
 from microtome.run.slides.replicas import Lanes
 from microtome.slide.batch import TileBatch, prepare_tiles, prepared_size, tile_geometry
 from microtome.slide.clock import timed
@@ -38,9 +38,6 @@ from microtome.slide.types import TileGrid
 from microtome.store.atomic import wrap_errors
 from microtome.store.publish import FeatureScratch
 from microtome.store.quality import bit_names, count_reasons
-
-_MOST_AT_ONCE = 512
-"""Tiles read at once for the sake of encoders whose batch sizes do not divide each other."""
 
 Scratches = Mapping[str, FeatureScratch]
 """What takes an encoder's outputs, by their names in an `EncoderOutput`."""
@@ -188,7 +185,7 @@ class PixelPass:
         return BatchReader(
             reader=reader,
             grid=grid,
-            batch_size=_read_size([self.batch_size, *(e.batch_size for e, _ in self._by_one)]),
+            batch_size=read_size([self.batch_size, *(e.batch_size for e, _ in self._by_one)]),
             workers=self.threads.workers,
             finish=lambda batch, at: self._finish_part(batch, at, resized),
             extra={k: (*prepared_size((size, size), t), 3) for k, t in resized.items()},
@@ -331,7 +328,7 @@ def _checked(planned: PlannedEncoder, output: EncoderOutput, count: int) -> Enco
     if not np.isfinite(embedding).all():
         raise EncoderError(
             f"{planned.name} gave values that are not finite with precision {planned.precision}; "
-            f"try encoder.{planned.name}.precision=fp32 or bf16."
+            f"{describe_way_out(planned.precision, f'encoder.{planned.name}')}"
         )
     check_dense(planned, output, count)
     return output
@@ -362,17 +359,6 @@ def iterate_tiles(
     )
     for batch in batches.read():
         yield Tiles(batch.rows, batch.pixels, batch.has_background)
-
-
-def _read_size(sizes: Sequence[int]) -> int:
-    """Choose how many tiles are read at once for encoders that want different numbers.
-
-    A multiple of all, so that each gets the batches that it would get alone: which tiles are in
-    one batch can show in the last bits of a network's features. Only where that would be a great
-    many, the largest.
-    """
-    multiple = math.lcm(*sizes)
-    return multiple if multiple <= max(_MOST_AT_ONCE, *sizes) else max(sizes)
 
 
 def _kept(batch: Batch) -> Batch:

@@ -94,8 +94,9 @@ class Production:
         if holdings.computed and holdings.coords is not None:
             arrays = stage.run(holdings.coords, {})
             self._publish_all(SlideContent(coords=holdings.coords, arrays=arrays))
+            stage.raise_failures()
             return holdings.coords
-        stage.refuse_large(self.grid.coords)
+        stage.refuse_early(self.grid.coords if holdings.coords is None else holdings.coords)
         encoders = [
             encoder
             for encoder in self.work.plan.encoders
@@ -121,23 +122,14 @@ class Production:
                 threads=self.work.plan.share_threads(encoders),
                 advance=partial(self.work.reporter.advance, self.work.ref.slide_id),
             )
-            content = self._content(passed, attributes)
-            self._embed(stage, self._with_outputs(content, passed))
+            content = self._with_outputs(self._content(passed, attributes), passed)
+            arrays = stage.run(content.coords, content.features)
+            self._publish_all(replace(content, arrays={**content.arrays, **arrays}))
             # What a sink's folder says of its tiles is known only now.
             attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
             attributes |= {DROPPED: passed.dropped} if passed.dropped else {}
+        stage.raise_failures()  # what else there is was published: features take hours
         return content.coords
-
-    def _embed(self, stage: SlideStage, content: SlideContent) -> None:
-        """Add the slide's embeddings to what is published; without them if one fails."""
-        try:
-            arrays = stage.run(content.coords, content.features)
-        except Exception:
-            failed = self.work.stage
-            self._publish_all(content)  # features take hours: the next run goes on from them
-            self.work.stage = failed
-            raise
-        self._publish_all(replace(content, arrays={**content.arrays, **arrays}))
 
     def _inspection(self) -> Inspection:
         """Choose the inspectors that look: those that a store lacks, or all that decide."""
@@ -304,7 +296,7 @@ class Production:
         whole = self._judged(whole, {**holding.quality, **self._scores()})
         with grouped_features(self.grid, holding, content.features) as grouped:
             whole = replace(whole, arrays={**whole.arrays, **grouped})
-            publish_slide(
+            dropped = publish_slide(
                 holding.path,
                 holding.store.writer,
                 holding.store.spec,
@@ -312,6 +304,10 @@ class Production:
                 force=holding.replace,
                 revise=None if holding.replace else partial(self._revise, holding, whole),
             )
+        if dropped:
+            names = ", ".join(dropped)
+            told = f"{names} of another configuration dropped from {holding.path}"
+            self.work.warnings.append(told)
 
     def _revise(
         self, holding: StoreHolding, content: SlideContent, found: SlideContent | None

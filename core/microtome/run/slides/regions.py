@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from microtome.run.slides.identities import refuse_difference
+from microtome.run.slides.identities import list_absent
 from microtome.slide.regions import Regions, find_regions
 from microtome.slide.types import TileGrid
-from microtome.store.arrays import REGION_COORDS, REGION_INDEX, array_names
+from microtome.store.arrays import REGION_COORDS, REGION_INDEX
 from microtome.store.attributes import ATTRIBUTES_DIGEST
 from microtome.store.features import ArraySource, StoredSource
 from microtome.store.identity import Identity, make_identity
@@ -77,17 +77,8 @@ def list_ungrouped(
     """
     if not plan.config.region_features:
         return ()
-    keys = {name: f"{FEATURES_BY_REGION}/{name}" for name in features}
-    there = {*array_names(stored, FEATURES_BY_REGION)}
-    for name, key in keys.items():
-        if key in there:
-            refuse_difference(
-                f"{key} in {path}",
-                stored.array_attributes(key),
-                by_region_identity(features[name]),
-                apart="an encoder key (+encoder@encoder.KEY=NAME)",
-            )
-    return tuple(name for name, key in keys.items() if key not in there)
+    wanted = {f"{FEATURES_BY_REGION}/{n}": by_region_identity(features[n]) for n in features}
+    return tuple(key.partition("/")[2] for key in list_absent(stored, path, wanted))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,6 +135,16 @@ class SlideEncoderContract(BagEncoderContract):
         """``level0`` pixels, ``grid`` places, or none at all."""
         assert isinstance(entry.spec, SlideEncoderSpec)
         assert entry.spec.coords in ("", "level0", "grid")
+
+    def test_without_a_unit_it_looks_at_no_coordinates(
+        self, encoder: Any, entry: Registered, bag: TileBag
+    ) -> None:
+        """Tiles twice as far apart have the same embedding."""
+        if getattr(entry.spec, "coords", ""):
+            pytest.skip("It is given coordinates.")
+        apart = replace(bag, coords=bag.coords * 2)
+        same = encoder.encode(bag).embedding
+        np.testing.assert_allclose(encoder.encode(apart).embedding, same, rtol=1e-5)
 
     def test_its_embedding_is_what_the_card_says(
         self, encoder: Any, entry: Registered, bag: TileBag

@@ -62,6 +62,8 @@ _GIVES: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "TorchvisionEncoder": {"vit_": VIT_GIVES, "": MAP},
         "TransformersEncoder": {"Siglip": MAP, "": VIT_GIVES},
         "ISightEncoder": {"": VIT_GIVES},
+        "GemmaEncoder": {"": MAP},
+        "RemoteEncoder": {"modeling_": MAP},
         "OpenClipEncoder": {"ViT": VIT_GIVES, "vit_": VIT_GIVES, "RN": MAP},
     }
 )

@@ -38,8 +38,12 @@ MOOZY_NEED = TileNeed(
     encoder="lunit_vit_small_patch8_dino", dim=384, patch_size=224, magnification=20.0
 )
 MOOZY_PACKAGE: Mapping[str, Any] = MappingProxyType(
-    {"requires": (*LIBRARIES, "moozy"), "install": "pip install 'microtome[torch]' moozy"}
+    {"requires": (*LIBRARIES, "moozy"), "install": "pip install 'microtome[torch]' moozy==0.1.0"}
 )
+GIGAPATH_COMMIT = "9d42a60babe04359978d5ad2eb94e7b3bcf9ca39"
+"""It has the architecture of GigaPath-Flash too, and runs under numpy 2."""
+MADELEINE_COMMIT = "de7c85acc2bdad352e6df8eee5694f8b6f288012"
+"""At which the package that it installs is called madeleine."""
 
 
 def patient_rows() -> Iterator[PatientEncoderSpec]:
@@ -157,8 +161,8 @@ def _gigapath() -> Iterator[SlideEncoderSpec]:
             ),
             requires=(*LIBRARIES, "timm", "einops", "fairscale", "flash_attn", "gigapath"),
             install="pip install 'microtome[torch]' einops fairscale "
-            "git+https://github.com/prov-gigapath/prov-gigapath && pip install flash-attn "
-            "--no-build-isolation",
+            f"git+https://github.com/prov-gigapath/prov-gigapath@{GIGAPATH_COMMIT} && pip install "
+            "flash-attn --no-build-isolation",
             names={"trident": tool_name, **peers, **stamp},
             caution="TRIDENT's embedding; slide2vec and LazySlide take the class token, which is "
             f"variant=cls. It needs an NVIDIA GPU. {UNRUN}",
@@ -190,10 +194,13 @@ def _chief() -> SlideEncoderSpec:
             "by hand; put it there, or give encoder.NAME.weights=PATH.",
         ),
         requires=("torch", "safetensors", "addict", "yaml"),
-        install="pip install 'microtome[torch]' addict pyyaml",
+        install="pip install 'microtome[torch]' addict pyyaml && git clone "
+        "https://github.com/hms-dbmi/CHIEF  # then slide_encoder.chief.code_folder=CHIEF",
         names={"trident": "chief", "lazyslide": "chief-slide-encoder", "stamp": "chief"},
-        caution="Its code is no package: clone hms-dbmi/CHIEF and give code_folder=FOLDER. "
-        "microtome's own tests run a stand-in for it.",
+        caution="Its code is no package: clone hms-dbmi/CHIEF and give code_folder=FOLDER. No "
+        "commit is pinned: the feature of 724a374 has 512 columns and is refused, and which commit "
+        "has 768 was not confirmed; the code's hash is on record. microtome's own tests run a "
+        "stand-in for it.",
     )
 
 
@@ -218,7 +225,8 @@ def _madeleine() -> SlideEncoderSpec:
         config=SlideHubConfig,
         fixed=_recipe(card, need, architecture="MADELEINE", files=("model.pt",)),
         requires=(*LIBRARIES, "einops", "madeleine"),
-        install="pip install 'microtome[torch]' git+https://github.com/mahmoodlab/MADELEINE",
+        install="pip install 'microtome[torch]' "
+        f"git+https://github.com/mahmoodlab/MADELEINE@{MADELEINE_COMMIT}",
         names=dict.fromkeys(("trident", "lazyslide", "stamp"), "madeleine"),
         caution=f"TRIDENT and STAMP give it features of CONCH at 448 px. {UNRUN}",
     )

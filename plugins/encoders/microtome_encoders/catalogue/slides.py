@@ -23,6 +23,7 @@ POOLING = "microtome_encoders.slide.pooling"
 CODE = "transformers>=4.57,<5"
 """What the code of every entry below runs with."""
 CODE_INSTALL = "pip install 'microtome[transformers4]'"
+ELSEWHERE = "is the one that other public pipelines pin, not confirmed on the hub."
 LIBRARIES = ("torch", "safetensors", "huggingface_hub", "transformers", "einops")
 
 MAHMOOD = EncoderCard(dim=512, licence="CC-BY-NC-ND-4.0", commercial=False, gated=True)
@@ -131,7 +132,7 @@ def _titan() -> SlideEncoderSpec:
 
 
 def _prism() -> SlideEncoderSpec:
-    """Shaikovski et al. 2024. Its code wants the tokenizer of BioGPT at this commit."""
+    """Shaikovski et al. 2024. Its code wants the tokenizer of BioGPT."""
     card = replace(
         PAIGE,
         latents=(512, 1280),
@@ -163,13 +164,14 @@ def _prism() -> SlideEncoderSpec:
         ("atlaspatch", "trident", "slide2vec", "lazyslide", "stamp"),
         requires=(*LIBRARIES, "environs", "sacremoses"),
         install=f"{CODE_INSTALL} environs sacremoses",
+        caution=f"Its commit, and that of BioGPT's tokenizer, {ELSEWHERE} {UNRUN}",
     )
 
 
 def _prism2() -> SlideEncoderSpec:
     """Vorontsov et al. 2026. Its code wants Phi-3's configuration and tokenizer.
 
-    Phi-3 is named without a commit there: this one is what another public pipeline pins.
+    Phi-3 is named without a commit there.
     """
     card = replace(
         PAIGE,
@@ -213,7 +215,8 @@ def _prism2() -> SlideEncoderSpec:
         config=Prism2Config,
         requires=(*LIBRARIES, "flash_attn"),
         install=f"{CODE_INSTALL} && pip install flash-attn --no-build-isolation",
-        caution=f"It wants a CUDA GPU, for flash-attn, and 20 GB of memory to be loaded. {UNRUN}",
+        caution="It wants a CUDA GPU, for flash-attn, and 20 GB of memory to be loaded. Phi-3's "
+        f"commit {ELSEWHERE} {UNRUN}",
     )
 
 
@@ -250,6 +253,7 @@ def _feather() -> Iterator[SlideEncoderSpec]:
             recipe,
             f"FEATHER, gated attention over the tiles of {patch}",
             ("trident",),
+            caution=f"Its commit {ELSEWHERE} {UNRUN}" if revision else UNRUN,
         )
 
 

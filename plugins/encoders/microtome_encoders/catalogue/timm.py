@@ -40,7 +40,6 @@ VIRCHOW: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What both Virchows give timm's ViT-H/14."""
-
 VIT: Mapping[str, Any] = MappingProxyType({"init_values": 1e-5, "dynamic_img_size": True})
 
 GATED_NC = EncoderCard(

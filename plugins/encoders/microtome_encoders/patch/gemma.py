@@ -6,7 +6,9 @@ An entry holds the whole language model, of which only the tower's tensors are r
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 
 from microtome.errors import EncoderError
 from microtome.plugin.weights.hub import WeightsFile, fetch_hub
-from microtome_encoders.patch.dense import Anatomy
+from microtome_encoders.patch.dense import TOKENS, Anatomy
 from microtome_encoders.patch.published import State
-from microtome_encoders.patch.transformers import TransformersEncoder
+from microtome_encoders.patch.transformers import TransformersEncoder, hidden_states
 
 INDEX = "model.safetensors.index.json"
 
@@ -56,9 +58,21 @@ class GemmaEncoder(TransformersEncoder):
         except SafetensorError as error:
             raise EncoderError(f"The weights in {path} cannot be read: {error}") from error
 
-    def anatomy(self, model: nn.Module) -> Anatomy | None:
-        """Give its soft tokens as their mean alone."""
-        return None
+    @cached_property
+    def gives(self) -> tuple[str, ...]:
+        """Its soft tokens: without weights it does not run to find out."""
+        return (TOKENS,)
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Say that its tokens are the soft ones: those of all images, one after the other."""
+        config: Any = model.config
+        side = self._side // (config.patch_size * config.pooling_kernel_size)
+
+        def read(output: Any) -> Tensor:
+            tokens = hidden_states(output)
+            return tokens.reshape(-1, side, side, tokens.shape[-1])
+
+        return Anatomy(owner=model, read=read)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the mean of their soft tokens, each of nine patches."""

@@ -25,8 +25,15 @@ from transformers.dynamic_module_utils import get_relative_imports
 from microtome.errors import EncoderError
 from microtome.plugin.specs import Transform
 from microtome.plugin.weights.hub import NAMES, WeightsFile, fetch_hub
+from microtome_encoders.patch.dense import TOKENS, Anatomy
 from microtome_encoders.patch.published import PublishedEncoder, PublishedModel
-from microtome_encoders.patch.transformers import check_loaded, class_and_mean, class_token, quiet
+from microtome_encoders.patch.transformers import (
+    check_loaded,
+    class_and_mean,
+    class_token,
+    hidden_states,
+    quiet,
+)
 
 COMMIT = re.compile("[0-9a-f]{40}")
 CODE_FAILURES = (
@@ -52,6 +59,9 @@ CALLS: Mapping[str, Callable[[Any, Tensor], Tensor]] = MappingProxyType(
     }
 )
 """How (n, dim) comes out of a model, by the name of a variant or of a recipe's pooling."""
+SEQUENCES = ("cls", "cls_mean", "pooler")
+"""Those of models that give their normed tokens in the same call: class token, registers, patches.
+"""
 
 
 class RemoteModel(PublishedModel):
@@ -186,3 +196,16 @@ class RemoteEncoder(RemoteModel, PublishedEncoder):
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Embed images as the recipe, or the variant, says."""
         return CALLS[self.variant or self.recipe.pooling](model, images)
+
+    @cached_property
+    def gives(self) -> tuple[str, ...]:
+        """What its code is known to give: it is not run to find out."""
+        return (TOKENS,) if (self.variant or self.recipe.pooling) in SEQUENCES else ()
+
+    def anatomy(self, model: nn.Module) -> Anatomy | None:
+        """Say that the tokens are the last hidden state, without class token and registers."""
+        if not self.gives:
+            return None
+        config: Any = model.config
+        prefix = 1 + getattr(config, "num_register_tokens", 0)
+        return Anatomy(owner=model, read=hidden_states, prefix=prefix)

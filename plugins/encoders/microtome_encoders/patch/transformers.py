@@ -38,7 +38,8 @@ WITHOUT_CLASS_TOKEN = ("SiglipVisionModel",)
 """The classes whose tokens are those of patches alone."""
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_states(output: Any) -> Tensor:
+    """Give (n, tokens, dim), all tokens as the model norms them."""
     tokens: Tensor = output.last_hidden_state
     return tokens
 
@@ -142,12 +143,12 @@ class TransformersEncoder(PublishedEncoder):
     def anatomy(self, model: nn.Module) -> Anatomy | None:
         """Say where the normed tokens are: of a CLIP, before the projection."""
         if self.recipe.architecture in WITHOUT_CLASS_TOKEN:
-            return Anatomy(owner=model, read=_hidden)
+            return Anatomy(owner=model, read=hidden_states)
         tower: Any = model.vision_model if hasattr(model, "visual_projection") else model
         norm = getattr(tower, "post_layernorm", None)  # a CLIP itself norms the class token alone
         return Anatomy(
             owner=model,
-            read=_hidden if norm is None else lambda output: norm(_hidden(output)),
+            read=hidden_states if norm is None else lambda output: norm(hidden_states(output)),
             prefix=1 + getattr(model.config, "num_register_tokens", 0),
             block=last_layer(tower),
         )

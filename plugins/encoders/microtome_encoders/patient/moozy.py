@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +14,15 @@ from microtome_encoders.slide.moozy import Moozy
 
 
 class MoozyPatientEncoder(Moozy):
-    """A patient as the case token over the class tokens of the slides.
+    """A patient as the case token over the class tokens of the slides."""
 
-    Its memory is that of the largest slide, since the slides are embedded one after the other.
-    """
+    def memory(self, slides: Sequence[tuple[int, tuple[int, int]]]) -> int:
+        """Estimate the bytes of attention over the largest slide: they go in one by one.
+
+        Args:
+            slides: Tiles of each, and the (columns, rows) of their bounding box.
+        """
+        return max((self.attention_bytes(tiles) for tiles, _ in slides), default=0)
 
     def encode(self, patient: PatientBag) -> NDArray[np.float32]:
         """Encode a patient with one slide at least.

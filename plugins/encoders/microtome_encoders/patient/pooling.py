@@ -47,10 +47,6 @@ class SlidePooling:
             raise EncoderError(f"The patient {patient.patient_id} has no slide embedding to pool.")
         return self._pool(slides).astype(np.float32)
 
-    def memory(self, tiles: int, extent: tuple[int, int]) -> int:
-        """Estimate next to nothing: only slide embeddings are looked at."""
-        return 0
-
 
 def _mean(slides: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     mean: NDArray[np.floating[Any]] = slides.mean(axis=0, dtype=np.float64)

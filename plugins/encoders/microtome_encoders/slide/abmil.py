@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from microtome.errors import EncoderError, WeightsError
 from microtome.plugin.protocols import SlideOutput
 from microtome.plugin.specs import TileNeed
-from microtome.plugin.weights.files import RANDOM
+from microtome.plugin.weights.files import RANDOM, find_file
 from microtome.plugin.weights.hub import WeightsFile
 from microtome.slide.bags import TileBag
 from microtome.slide.clock import timed
@@ -60,8 +61,8 @@ class AbmilEncoder(TorchModel):
 
     A file of weights holds linear layers, each a ``weight`` and a ``bias``: ``attention_V`` and
     ``attention_U`` (hidden, dim), ``attention_w`` (1, hidden) and, if tiles are projected first,
-    ``projection`` (dim, columns of the features). Their widths are read from the file. Layers may
-    be the first of a sequence, ``attention_V.0.weight``.
+    ``projection`` (dim, columns of the features). Their widths are read from the file, when it is
+    asked what it needs. Layers may be the first of a sequence, ``attention_V.0.weight``.
 
     Args:
         config: The user's options.
@@ -86,8 +87,20 @@ class AbmilEncoder(TorchModel):
 
     @property
     def needs(self) -> tuple[TileNeed, ...]:
-        """The patch encoder that its weights were trained on, where that is said."""
-        return (TileNeed(encoder=self._encoder, overlap=True),) if self._encoder else ()
+        """Features as wide as its weights take, of the patch encoder that is named, if one is.
+
+        Raises:
+            EncoderError: If there is no file of weights, or one that does not fit.
+        """
+        dim = None if self.config.weights == RANDOM else self.widths[0]
+        free = dim is None and not self._encoder
+        return () if free else (TileNeed(encoder=self._encoder, dim=dim, overlap=True),)
+
+    @cached_property
+    def weights_file(self) -> WeightsFile:
+        """The user's file of weights."""
+        given = find_file(self.config.weights) if self.config.weights else None
+        return self.fetch() if given is None else WeightsFile(given)
 
     def fetch(self) -> WeightsFile:
         """Refuse: nobody publishes such weights.
@@ -101,8 +114,9 @@ class AbmilEncoder(TorchModel):
             f"{LAYERS}), or encoder.NAME.weights=random to try a run."
         )
 
-    def build(self) -> nn.Module:
-        """Make the network that the file of weights fits.
+    @cached_property
+    def widths(self) -> tuple[int, int, int]:
+        """What the file of weights takes: columns of features, of attention, of the projection.
 
         Raises:
             EncoderError: If it cannot be read, is refused, or holds no such layers.
@@ -117,7 +131,11 @@ class AbmilEncoder(TorchModel):
                 f"linear layers {LAYERS}: rename them, or give another file."
             )
         hidden, dim = attention
-        return Abmil(projection[1], hidden, projection[0]) if projection else Abmil(dim, hidden)
+        return (projection[1], hidden, projection[0]) if projection else (dim, hidden, 0)
+
+    def build(self) -> nn.Module:
+        """Make the network that the file of weights fits."""
+        return Abmil(*self.widths)
 
     def removed_layers(self, model: nn.Module) -> Sequence[str]:
         """Name the head that such networks are trained with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from microtome_encoders.recipe import SlideRecipe
 from microtome_encoders.slide.packaged import Embedded, PackagedSlideEncoder
 
 MODULE = "models.CHIEF"
+PACKAGES = ("models", "utils")
+"""Folders of the repository that the model's module imports from."""
 WEIGHTS = Path("model_weight") / "CHIEF_pretraining.pth"
 ORGANS = 19
 """Sites that the model has a text embedding of. They shift its logits, not its feature."""
@@ -97,7 +100,14 @@ class ChiefSlideEncoder(PackagedSlideEncoder):
 
     def weights(self) -> Mapping[str, str]:
         """Say which weights these are, and which code runs them."""
-        return {**super().weights(), "code": f"sha256:{file_digest(self.code)}"}
+        return {**super().weights(), "code": f"sha256:{self._code_digest()}"}
+
+    def _code_digest(self) -> str:
+        """Hash the model's module and all that it may import from the folder."""
+        folder = self.code.parents[1]
+        files = sorted(file for name in PACKAGES for file in (folder / name).rglob("*.py"))
+        told = (f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file in files)
+        return hashlib.sha256("".join(told).encode()).hexdigest()
 
     def build(self) -> nn.Module:
         """Make the model with random weights.
@@ -149,7 +159,7 @@ def import_apart(folder: Path) -> ModuleType:
 
 
 def _take_out() -> dict[str, ModuleType]:
-    names = [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]
+    names = [name for name in sys.modules if name.split(".")[0] in PACKAGES]
     return {name: sys.modules.pop(name) for name in names}
 
 

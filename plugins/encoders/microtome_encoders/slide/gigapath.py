@@ -36,6 +36,8 @@ worked on by five branches of attention and a feed-forward of four times the wid
 class GigapathSlideEncoder(PublishedSlideEncoder):
     """The mean of the tiles' tokens after the eleventh of twelve layers, or the class token."""
 
+    package = "gigapath"
+
     def build(self) -> nn.Module:
         """Make the model with random weights.
 

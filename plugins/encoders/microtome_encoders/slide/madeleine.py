@@ -26,6 +26,8 @@ _BYTES = 64 * 1024
 class MadeleineSlideEncoder(PublishedSlideEncoder):
     """Attention over the tiles in several heads, then a projection."""
 
+    package = "madeleine"
+
     @cached_property
     def config_file(self) -> Path:
         """The model's configuration: of its hub entry, or beside the user's file of weights."""

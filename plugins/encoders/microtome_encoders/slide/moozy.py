@@ -40,6 +40,7 @@ class Moozy(PublishedModel, PackagedModel):
 
     recipe: SlideRecipe
 
+    package = "moozy"
     spare = "give a device with more memory, or max_tiles, which thins them out."
 
     def __init__(self, config: MoozyConfig, *, recipe: SlideRecipe) -> None:
@@ -108,13 +109,17 @@ class Moozy(PublishedModel, PackagedModel):
         """Count the tiles of a slide that the model is given."""
         return tiles if self.max_tiles is None else min(tiles, self.max_tiles)
 
+    def attention_bytes(self, tiles: int) -> int:
+        """Estimate the bytes of attention, which is quadratic in the number of a slide's tiles."""
+        return _BYTES * (self.kept(tiles) + _PREFIX) ** 2
+
 
 class MoozySlideEncoder(Moozy, PackagedSlideEncoder):
     """A slide as the class token of its tiles, or as a patient with this slide alone."""
 
     def memory(self, tiles: int, extent: tuple[int, int]) -> int:
-        """Estimate the bytes of attention, which is quadratic in the number of tiles."""
-        return _BYTES * (self.kept(tiles) + _PREFIX) ** 2
+        """Estimate the bytes of attention."""
+        return self.attention_bytes(tiles)
 
     def embed(self, model: Any, bag: TileBag) -> Embedded:
         """Give the class token, or the case token over it alone."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +41,9 @@ class PackagedModel(TorchModel):
 
     recipe: SlideRecipe
 
+    package = ""
+    """The distribution whose code builds it; empty where that is another's affair."""
+
     spare = "give a device with more memory, or leave this encoder out."
     """What a user can do where memory is short."""
 
@@ -46,6 +51,19 @@ class PackagedModel(TorchModel):
     @abstractmethod
     def card(self) -> EncoderCard:
         """What is known of the model."""
+
+    def weights(self) -> Mapping[str, str]:
+        """Say which weights these are, and which version of its package runs them."""
+        return {**super().weights(), **code_of(self.package)}
+
+    def load(self, device: str, precision: str) -> None:
+        """Load the weights.
+
+        Raises:
+            EncoderError: As for every `TorchModel`.
+        """
+        super().load(device, precision)
+        self.loaded_weights = {**self.loaded_weights, **code_of(self.package)}
 
     def cast(self, model: nn.Module) -> None:
         """Leave the weights to autocast, as the models' cards do: others' code looks at them."""
@@ -155,3 +173,23 @@ class PublishedSlideEncoder(PublishedModel, PackagedSlideEncoder):
     """A slide encoder whose weights lie in a hub entry."""
 
     recipe: SlideRecipe
+
+
+def code_of(package: str) -> Mapping[str, str]:
+    """Say which version of a distribution is installed, and of which commit if pip knows it.
+
+    Args:
+        package: Its name; empty for none.
+
+    Returns:
+        ``code``: ``gigapath 0.1.0 at COMMIT``; nothing of a package that was not installed as one.
+    """
+    if not package:
+        return {}
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return {}
+    direct = json.loads(found.read_text("direct_url.json") or "{}")
+    commit = direct.get("vcs_info", {}).get("commit_id", "")
+    return {"code": f"{package} {found.version}" + (f" at {commit}" if commit else "")}

@@ -41,7 +41,7 @@ class MeanPooling:
         return {"weights": "none"}
 
     def memory(self, tiles: int, extent: tuple[int, int]) -> int:
-        """Estimate nothing beyond the features, which are read block by block."""
+        """Estimate nothing beyond the features, which the run counts: blocks become float64."""
         return 0
 
     def encode(self, bag: TileBag) -> SlideOutput:

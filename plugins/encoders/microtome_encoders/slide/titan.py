@@ -17,8 +17,9 @@ _PAIR = 12 + 3 * 4 * HEADS
 """Bytes for every pair of tiles at the peak, while the bias of distances (ALiBi) is made.
 
 The distances in float64 and float32, then for each head three float32: their products with its
-slope, the bias with the class token's row and column, and the copy that goes to the device.
-Attention takes no more later: the bias, the scores and their softmax.
+slope, the bias with the class token's row and column, and the copy that goes to the device. All of
+it is in main memory, whatever the device. Attention takes no more later: the bias, the scores and
+their softmax.
 """
 
 
@@ -44,3 +45,7 @@ class TitanEncoder(RemoteSlideEncoder):
         columns, rows = extent
         dim = self.recipe.need.dim or 0
         return _PAIR * (tiles + 1) ** 2 + columns * rows * (4 * dim + 16)
+
+    def host_memory(self, tiles: int, extent: tuple[int, int]) -> int:
+        """Estimate what is in main memory where the device is a GPU: the bias is made there."""
+        return _PAIR * (tiles + 1) ** 2
