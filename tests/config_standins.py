@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
 
-from microtome.config import app, hydra_bridge, schema
+from microtome.config import app, hydra_bridge, nodes, schema
 from microtome.plugin import (
     EncoderSpec,
     EngineSpec,
@@ -117,7 +117,7 @@ def use(registry: Registry, monkeypatch) -> Registry:
 
     kept = {k: v for k, v in ConfigStore.instance().repo.items() if k.startswith(("hydra", "_"))}
     monkeypatch.setattr(ConfigStore.instance(), "repo", kept)
-    for user in (app, hydra_bridge, schema):
+    for user in (app, hydra_bridge, nodes, schema):
         monkeypatch.setattr(user, "get_registry", lambda: registry)
     return registry
 

@@ -192,7 +192,7 @@ def test_a_file_that_is_too_large_for_the_system_fails_its_slide(slide, tmp_path
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
     )
     assert ended.returncode == 3, ended.stderr
-    assert "File too large; raise the limit of a file's size (ulimit -f)" in ended.stdout
+    assert "File too large; raise the limit of a file's size (ulimit -f)" in ended.stderr
     assert not leftovers(tmp_path / "out")
     assert command(slide, f"output={tmp_path / 'out'}", "engine=inline").returncode == 0
 
