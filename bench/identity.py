@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import SlideOpenError
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import Reader
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.registry import get_registry
 from microtome.slide.imaging import read_tiles
 from microtome.slide.types import Level
 from microtome.testing.synthetic import make_slide

@@ -9,6 +9,8 @@ import pytest
 from microtome.plugin import registry
 from microtome.testing import SyntheticSlide, make_slide
 
+pytest.register_assert_rewrite("hub_checks", "row_checks")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

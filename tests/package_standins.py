@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from microtome.plugin.registry import configure
+from microtome.plugin.options import configure
 from microtome.slide.bags import TileBag
 
 CELLS = ((3, 2), (4, 2), (3, 3), (7, 9))

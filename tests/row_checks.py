@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+import yaml
 
 import microtome_encoders
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import Transform
 from microtome.slide.batch import TileBatch
 
@@ -36,6 +39,35 @@ def make_registry():
 def parse_facts(table):
     """Give the rows of a table by name."""
     return {line.split()[0]: line.split("|") for line in table.strip().splitlines()}
+
+
+def read_table(shared_data, part):
+    """Give the entries of a part of the reference table by the names of rows, or skip."""
+    path = shared_data.parent / "reference" / "encoders.yaml"
+    if not path.is_file():
+        pytest.skip(f"no {path.name}")
+    entries = yaml.safe_load(path.read_text("utf-8"))[part]
+    return {entry["id"].replace("-", "_"): entry for entry in entries}
+
+
+def check_differences(differences, name, wanted, given, *, unsaid=frozenset()):
+    """Hold a row's facts against the table's, but for the differences that are deliberate.
+
+    Args:
+        differences: The reason, the rows, and what they say by field instead.
+        name: The row's.
+        wanted: The table's facts by field.
+        given: The row's.
+        unsaid: Fields whose difference may look like none.
+    """
+    assert wanted.keys() == given.keys()
+    deliberate = [said for _, names, said in differences if name in names]
+    said = {field: value for part in deliberate for field, value in part.items()}
+    assert {field: given[field] for field in given if field not in said} == {
+        field: wanted[field] for field in wanted if field not in said
+    }
+    assert {field: given[field] for field in said} == said
+    assert not [field for field in said.keys() - unsaid if said[field] == wanted[field]]
 
 
 def check_facts(spec, columns):

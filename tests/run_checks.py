@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from microtome.__main__ import main
+
 
 def files(folder):
     """Give every file below a folder and what is in it, the records of runs left out."""
@@ -32,3 +34,8 @@ def touch(*paths, data=b"x"):
 def ids(found):
     """Give the ids of the slides that were found, in order."""
     return [slide.slide_id for slide in found.slides]
+
+
+def run_tissue(*words):
+    """Give the exit code of a command line of the tissue's task alone, run in this process."""
+    return main([*map(str, words), "task=tissue", "engine=inline"])

@@ -157,8 +157,8 @@ def _(case):
 def _(case):
     from microtome.plugin import registry
 
-    found = registry._installed
-    case.monkeypatch.setattr(registry, "_installed", lambda name: name != "timm" and found(name))
+    found = registry.installed
+    case.monkeypatch.setattr(registry, "installed", lambda name: name != "timm" and found(name))
 
 
 @situation("weights=PATH without such a file", "encoder=uni_v2", "encoder.uni_v2.weights=uni.bin")

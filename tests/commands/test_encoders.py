@@ -369,8 +369,8 @@ class TestOfflineReady:
         capsys.readouterr()
         from microtome.plugin import registry
 
-        found = registry._installed
-        monkeypatch.setattr(registry, "_installed", lambda name: name != "timm" and found(name))
+        found = registry.installed
+        monkeypatch.setattr(registry, "installed", lambda name: name != "timm" and found(name))
         assert "uni_v2" not in names(capsys, "--offline-ready")
 
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from microtome.errors import GeometryError
 from microtome.plugin import ReaderSpec
-from microtome.plugin.registry import Registered, configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, get_registry
 from microtome.run.slides.attributes import tile_attributes
 from microtome.slide.opening import open_slide
 from microtome.slide.tiling import GridTiler

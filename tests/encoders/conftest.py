@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from standin_hub import hub
 
-pytest.register_assert_rewrite("row_checks")
-
 __all__ = ["hub"]
 
 
@@ -27,3 +25,35 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def first():
+    """Give a file of weights for the entry of `hub_checks`."""
+    from hub_checks import state
+    from safetensors.torch import save
+
+    return save(state(1))
+
+
+@pytest.fixture
+def nowhere(hub, monkeypatch):
+    """Send requests to a port where nobody listens."""
+
+    def leave():
+        from huggingface_hub import constants
+
+        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    return leave
+
+
+@pytest.fixture
+def never_waits(monkeypatch):
+    """A retry sleeps first."""
+
+    def sleep(seconds):
+        raise AssertionError(f"slept {seconds} s before another try")
+
+    monkeypatch.setattr("time.sleep", sleep)

@@ -13,7 +13,7 @@ timm = pytest.importorskip("timm")
 from row_checks import create  # noqa: E402
 
 from microtome.errors import ConfigError, EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.plugin.specs import EncoderCard, Transform  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.options import HubConfig, Variant, VariantConfig  # noqa: E402

@@ -30,7 +30,7 @@ from safetensors.torch import save, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from microtome.errors import ConfigError, EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.options import Scales  # noqa: E402
 from microtome_encoders.patch.conch import ConchEncoder  # noqa: E402
 from microtome_encoders.patch.devices import seeded  # noqa: E402

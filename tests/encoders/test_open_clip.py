@@ -26,7 +26,7 @@ from row_checks import (  # noqa: E402
 from safetensors.torch import save, save_file  # noqa: E402
 
 from microtome.errors import EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.catalogue.open_clip import TEXT  # noqa: E402
 from microtome_encoders.options import HubConfig  # noqa: E402
 from microtome_encoders.patch.open_clip import OpenClipEncoder  # noqa: E402

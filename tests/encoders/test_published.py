@@ -16,7 +16,7 @@ from published_layouts import DEPTH, dinov2, early_swin, shrink, with_lora  # no
 from row_checks import checks  # noqa: E402
 
 from microtome.errors import EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.catalogue import checkpoints, families  # noqa: E402
 from microtome_encoders.catalogue import timm as of_timm  # noqa: E402

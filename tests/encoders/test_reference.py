@@ -9,8 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 
 import pytest
-import yaml
-from row_checks import make_registry
+from row_checks import check_differences, make_registry, read_table
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LUNIT_RESNETS = ("lunit_resnet50_bt", "lunit_resnet50_swav", "lunit_resnet50_mocov2")
@@ -202,13 +201,7 @@ ROWS = [entry.spec.name for entry in REGISTRY.entries("encoder") if entry.spec.n
 
 @pytest.fixture(scope="module")
 def table(shared_data):
-    path = shared_data.parent / "reference" / "encoders.yaml"
-    if not path.is_file():
-        pytest.skip(f"no {path.name}")
-    return {
-        entry["id"].replace("-", "_"): entry
-        for entry in yaml.safe_load(path.read_text("utf-8"))["patch_encoders"]
-    }
+    return read_table(shared_data, "patch_encoders")
 
 
 def test_every_model_of_the_table_is_a_row(table):
@@ -224,14 +217,7 @@ def test_every_difference_is_of_a_row():
 def test_a_row_says_what_the_table_says(table, name):
     spec = REGISTRY.find("encoder", name).spec
     wanted, given = said_by_the_table(name, table[name]), said_by_the_row(spec, table[name])
-    assert wanted.keys() == given.keys()
-    deliberate = [said for _, names, said in DIFFERENCES if name in names]
-    said = {field: value for part in deliberate for field, value in part.items()}
-    assert {field: given[field] for field in given if field not in said} == {
-        field: wanted[field] for field in wanted if field not in said
-    }
-    assert {field: given[field] for field in said} == said
-    assert not [field for field in said.keys() - UNSAID if said[field] == wanted[field]]
+    check_differences(DIFFERENCES, name, wanted, given, unsaid=UNSAID)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from microtome.errors import EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.options import Variant  # noqa: E402
 from microtome_encoders.patch.devices import seeded  # noqa: E402
 from microtome_encoders.patch.remote import RemoteEncoder  # noqa: E402

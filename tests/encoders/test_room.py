@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 
-from microtome.plugin.registry import configure
+from microtome.plugin.options import configure
 from microtome.plugin.specs import RUNTIME
 
 HEAVY = ("torch", "torchvision", "timm", "cv2", "numpy", "huggingface_hub", "safetensors")

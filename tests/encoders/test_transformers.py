@@ -31,7 +31,7 @@ from safetensors.torch import save, save_file  # noqa: E402
 from transformers_layouts import dinov2, dinov3, linear, phikon, tensors, tower  # noqa: E402
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.slide.batch import TileBatch  # noqa: E402
 from microtome_encoders.options import HubConfig, Tokens, Variant  # noqa: E402
 from microtome_encoders.patch import published  # noqa: E402

@@ -26,7 +26,7 @@ from torchvision.transforms import (  # noqa: E402
     ToTensor,
 )
 
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.plugin.specs import Transform  # noqa: E402
 from microtome.slide.batch import TileBatch, prepare_tiles, tile_geometry  # noqa: E402
 from microtome.testing.synthetic import make_plain_image  # noqa: E402

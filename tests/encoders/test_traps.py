@@ -20,7 +20,7 @@ models = pytest.importorskip("torchvision.models")
 from published_layouts import early_swin, shrink  # noqa: E402
 
 from microtome.errors import EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.plugin.specs import Transform  # noqa: E402
 from microtome.run.planning.encoders import make_encoder  # noqa: E402
 from microtome.run.settings import EncoderChoice  # noqa: E402

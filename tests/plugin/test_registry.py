@@ -15,7 +15,9 @@ from microtome.errors import (
     UnknownPluginError,
 )
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl, option
-from microtome.plugin.registry import Registry, configure, get_registry, listed
+from microtome.plugin.aliases import listed
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry, get_registry
 
 ENCODER = """
 from microtome.plugin import EncoderCard, EncoderSpec, hookimpl

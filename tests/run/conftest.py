@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import standins
+from staged import SIZE
 
 import microtome
 from microtome.run.progress import SilentReporter
@@ -40,3 +41,21 @@ def go(tmp_path):
         return microtome.run_slides(slides, output, reporter=reporter, **(OPTIONS | options))
 
     return run
+
+
+@pytest.fixture
+def quick_cache(tmp_path, monkeypatch):
+    """Have the default cache of slides in ``tmp_path/home``, and its waiting short."""
+    monkeypatch.setattr("microtome.run.inputs.cache._POLL", 0.01)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Make four slides of 1000 bytes, for the cache, which does not look into them."""
+    folder = tmp_path / "far"
+    folder.mkdir()
+    paths = [folder / f"{name}.svs" for name in "abcd"]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * SIZE)
+    return paths

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from microtome.errors import ConfigError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.run.planning.writers import plan_writers
 from microtome.run.settings import (
     Choice,

@@ -274,6 +274,6 @@ def test_observers_hear_of_the_run_and_a_raising_one_is_dropped(go, slide, plugi
 
 
 def test_a_reader_that_misses_its_library_stops_the_run(go, slide, plugins, monkeypatch):
-    monkeypatch.setattr(registry, "_installed", lambda module: module != "cucim")
+    monkeypatch.setattr(registry, "installed", lambda module: module != "cucim")
     with pytest.raises(MissingDependencyError, match=r"needs cucim, .* pip install"):
         go(slide, reader="cucim")

@@ -17,8 +17,9 @@ from microtome.__main__ import main
 from microtome.api.runs import compose
 from microtome.errors import ConfigError, EncoderError
 from microtome.plugin import EncoderCard, EncoderSpec
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import EncoderOutput
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.registry import get_registry
 from microtome.run.planning.budget import Threads, share_threads
 from microtome.run.planning.devices import resolve_devices
 from microtome.run.planning.encoders import PlannedEncoder, make_encoder

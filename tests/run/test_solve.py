@@ -10,7 +10,8 @@ import pytest
 import standins
 
 from microtome.errors import ConfigError, PluginError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.run.planning.models import plan_slide_encoders
 from microtome.run.planning.plan import make_plan
 from microtome.run.planning.solve import solve

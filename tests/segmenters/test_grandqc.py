@@ -12,7 +12,8 @@ from pictures import view_of
 
 from microtome.__main__ import main
 from microtome.errors import ConfigError, InspectorError, SegmenterError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.testing import make_slide
 
 CLASSES = ("never", "normal", "fold", "dark", "pen", "edge", "blur", "background")

@@ -8,7 +8,8 @@ import torch
 from pictures import view_of
 
 from microtome.errors import SegmenterError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 
 
 def make(**options):

@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image
 
 from microtome.errors import ConfigError, TissueError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.slide.types import Level, SlideInfo, SlideRef, SlideView
 from microtome_segmenters import FileConfig, microtome_segmenters
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
+import tilings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tilings import all_tissue, at_level0, mask_of, random_tissue
 
 from microtome.errors import ConfigError, GeometryError
 from microtome.run.planning.target import settle_target
@@ -17,34 +19,13 @@ from microtome.slide.overlay import draw_overlay
 from microtome.slide.regions import REGION, find_regions, group_tiles, view_regions
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import (
-    Level,
-    Resolution,
-    SlideInfo,
     SlideRef,
     SlideView,
-    TissueMask,
 )
 from microtome.store.identity import describe
 
-
-def slide(width, height, downsamples=(1.0,)):
-    return SlideInfo(
-        path=Path("a slide.svs"),
-        reader="fake",
-        levels=tuple(
-            Level(width=int(width / ds), height=int(height / ds), downsample=ds)
-            for ds in downsamples
-        ),
-        resolution=Resolution(mpp_x=0.25, mpp_y=0.25, magnification=40.0),
-    )
-
-
-def mask_of(array, downsample=16.0):
-    return TissueMask(array=np.asarray(array, bool), downsample=(downsample, downsample))
-
-
-def all_tissue(info, downsample=16.0):
-    return mask_of(np.ones((-(-info.height // 16), -(-info.width // 16))), downsample)
+AT_40X = {"mpp": 0.25, "magnification": 40.0}
+slide = partial(tilings.slide, **AT_40X)
 
 
 def plan(info, mask, **options):
@@ -68,10 +49,7 @@ def corners(coords):
 def test_regions_are_brute_force_on_random_slides(
     seed, side, tiles, scale, origin, edge, min_tissue
 ):
-    rng = np.random.default_rng(seed)
-    width, height = rng.integers(100, 400, 2).tolist()
-    info = slide(width, height)
-    mask = mask_of(rng.random((-(-height // scale), -(-width // scale))) > 0.5, float(scale))
+    info, mask = random_tissue(seed, scale, **AT_40X)
     grid = plan(
         info,
         mask,
@@ -81,11 +59,11 @@ def test_regions_are_brute_force_on_random_slides(
         edge=edge,
         min_tissue=min_tissue,
     )
-    tissue = mask.array.repeat(scale, 0).repeat(scale, 1)[:height, :width]
+    tissue = at_level0(mask, info)
     whole, expected = side * tiles, []
     reach = whole if edge is Edge.drop else 1
-    for y in range(origin[1], height - reach + 1, whole):
-        for x in range(origin[0], width - reach + 1, whole):
+    for y in range(origin[1], info.height - reach + 1, whole):
+        for x in range(origin[0], info.width - reach + 1, whole):
             share = tissue[y : y + whole, x : x + whole].sum() / whole**2
             if share > 0 and share >= min_tissue - 1e-9:
                 expected.append((x, y))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from tilings import all_tissue, at_level0, mask_of, random_tissue, slide
 
 from microtome.errors import ConfigError, GeometryError
 from microtome.slide import Edge, GridConfig, Lattice, Resample, TissueRule, microtome_tilers
 from microtome.slide.geometry import slide_to_level
 from microtome.slide.tiling import GridTiler
-from microtome.slide.types import Level, Resolution, SlideInfo, TissueMask
-
-
-def slide(width, height, downsamples=(1.0,), mpp=0.5):
-    return SlideInfo(
-        path=Path("a slide.svs"),
-        reader="fake",
-        levels=tuple(
-            Level(width=int(width / ds), height=int(height / ds), downsample=ds)
-            for ds in downsamples
-        ),
-        resolution=Resolution(mpp_x=mpp, mpp_y=mpp, magnification=20.0),
-    )
-
-
-def mask_of(array, downsample=16.0):
-    return TissueMask(array=np.asarray(array, bool), downsample=(downsample, downsample))
-
-
-def all_tissue(info, downsample=16.0):
-    shape = (-(-info.height // int(downsample)), -(-info.width // int(downsample)))
-    return mask_of(np.ones(shape), downsample)
+from microtome.slide.types import Level, Resolution, SlideInfo
 
 
 def plan(info, mask, **options):
@@ -178,12 +157,6 @@ def test_options_that_make_no_grid_are_refused(options, words):
         GridTiler(GridConfig(**options))
 
 
-def at_level0(mask, info):
-    """Blow a mask up to the slide's pixels; its scale must be whole."""
-    scale = int(mask.downsample[0])
-    return np.repeat(np.repeat(mask.array, scale, 0), scale, 1)[: info.height, : info.width]
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -197,17 +170,14 @@ def at_level0(mask, info):
 def test_the_grid_is_brute_force_on_random_slides(
     seed, side, step, scale, origin, edge, min_tissue
 ):
-    rng = np.random.default_rng(seed)
-    width, height = rng.integers(100, 400, 2).tolist()
-    info = slide(width, height)
-    mask = mask_of(rng.random((-(-height // scale), -(-width // scale))) > 0.5, float(scale))
+    info, mask = random_tissue(seed, scale)
     grid = plan(
         info, mask, size=side, step=step, origin=list(origin), edge=edge, min_tissue=min_tissue
     )
     reach = side if edge is Edge.drop else 1
     tissue, expected = at_level0(mask, info), {}
-    for y in range(origin[1], height - reach + 1, step):
-        for x in range(origin[0], width - reach + 1, step):
+    for y in range(origin[1], info.height - reach + 1, step):
+        for x in range(origin[0], info.width - reach + 1, step):
             share = tissue[y : y + side, x : x + side].sum() / side**2
             if share > 0 and share >= min_tissue - 1e-9:
                 expected[x, y] = share
@@ -225,7 +195,7 @@ def test_the_grid_is_brute_force_on_random_slides(
     edge=st.sampled_from(Edge),
 )
 def test_rows_are_sorted_unique_and_inside(mpp, ratio, downsamples, size, step, edge):
-    info = slide(5003, 4001, downsamples, mpp)
+    info = slide(5003, 4001, downsamples, mpp=mpp)
     grid = plan(info, all_tissue(info), size=size, step=step, mpp=mpp * ratio, edge=edge)
     geometry, level = grid.geometry, info.levels[grid.geometry.level]
     rows = [(y, x) for x, y in places(grid)]
@@ -316,8 +286,7 @@ def test_limits_below_nothing_are_refused(options, told):
 
 def test_the_lattice_of_the_slide_has_whole_strides_at_level_0():
     """A level 2.0005 times smaller: its own lattice drifts, the slide's does not."""
-    info = slide(4096, 4096, (1.0, 2.0005), mpp=0.25)
-    info = replace(info, resolution=replace(info.resolution, magnification=40.0))
+    info = slide(4096, 4096, (1.0, 2.0005), mpp=0.25, magnification=40.0)
     options = {"magnification": 20, "max_upsample": 1.0, "level_tolerance": 0.01}
     drifting, whole = (
         plan(info, all_tissue(info), lattice=lattice, **options) for lattice in Lattice
@@ -331,8 +300,7 @@ def test_the_lattice_of_the_slide_has_whole_strides_at_level_0():
 
 
 def test_without_tolerance_such_a_level_is_too_coarse():
-    info = slide(4096, 4096, (1.0, 2.0005), mpp=0.25)
-    info = replace(info, resolution=replace(info.resolution, magnification=40.0))
+    info = slide(4096, 4096, (1.0, 2.0005), mpp=0.25, magnification=40.0)
     strict = {"magnification": 20, "max_upsample": 1.0}
     assert plan(info, all_tissue(info), **strict).geometry.level == 0
     assert plan(info, all_tissue(info), level_tolerance=0.0005, **strict).geometry.level == 0

@@ -15,7 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 from microtome.__main__ import main  # noqa: E402
 from microtome.commands import _cards  # noqa: E402
 from microtome.errors import ConfigError, EncoderError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.plugin.weights.files import file_digest  # noqa: E402
 from microtome.store.identity import describe  # noqa: E402
 

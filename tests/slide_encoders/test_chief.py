@@ -17,7 +17,7 @@ from package_standins import grid_bag, make, pickled  # noqa: E402
 from microtome.commands import _cards  # noqa: E402
 from microtome.config.options import is_path_key  # noqa: E402
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.slide.chief import ChiefSlideEncoder  # noqa: E402
 
 MODEL = """

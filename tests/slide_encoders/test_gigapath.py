@@ -13,7 +13,7 @@ from package_standins import grid_bag, install, make, pickled, said  # noqa: E40
 from torch import nn  # noqa: E402
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.bag_options import GigapathEmbedding  # noqa: E402
 from microtome_encoders.slide import gigapath  # noqa: E402
 from microtome_encoders.slide.gigapath import GigapathSlideEncoder, grid_of  # noqa: E402

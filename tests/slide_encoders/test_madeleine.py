@@ -14,7 +14,7 @@ from package_standins import grid_bag, install, make, pickled, said  # noqa: E40
 from torch import nn  # noqa: E402
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.slide.madeleine import MadeleineSlideEncoder  # noqa: E402
 
 CONFIG = {"MODALITIES": ["HE"], "n_heads": 4, "precision": "bfloat16"}

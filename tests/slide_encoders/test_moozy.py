@@ -13,7 +13,7 @@ from moozy_standin import moozy  # noqa: E402
 from package_standins import grid_bag, make, pickled  # noqa: E402
 
 from microtome.errors import ConfigError, EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome_encoders.bag_options import MoozyEmbedding  # noqa: E402
 from microtome_encoders.slide.moozy import MoozySlideEncoder  # noqa: E402
 

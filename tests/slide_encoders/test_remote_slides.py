@@ -23,7 +23,7 @@ from row_checks import shrunk  # noqa: E402
 from safetensors.torch import save, save_file  # noqa: E402
 
 from microtome.errors import EncoderError, MissingDependencyError  # noqa: E402
-from microtome.plugin.registry import configure  # noqa: E402
+from microtome.plugin.options import configure  # noqa: E402
 from microtome.run.slides import bagging  # noqa: E402
 from microtome_encoders.bag_options import Prism2Embedding  # noqa: E402
 from microtome_encoders.slide.care import CareEncoder  # noqa: E402

@@ -1,17 +1,26 @@
-"""Both stores, and what a run would hand them."""
+"""Both stores, what a run would hand them, and an output of several runs to spoil."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import standins
+from spoiling import ID
 
+import microtome
 import microtome_writers
-from microtome.plugin.registry import resolve
+from microtome.plugin.packages import resolve
+from microtome.plugin.registry import get_registry
+from microtome.run.progress import SilentReporter
 from microtome.store.publish import ArraySource, FeatureSet, SlideContent
+from microtome.store.verify import verify_output
+from microtome.testing import make_slide
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,70 @@ def store(request: pytest.FixtureRequest) -> Store:
 @pytest.fixture
 def content() -> Any:
     return make_content
+
+
+TILER = {"size": 128, "magnification": 20}
+OPTIONS = {
+    "recursive": True,
+    "slide_id": "relpath",
+    "segmenter": "none",
+    "tiler": {"grid": TILER},
+}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """Make an output with everything in it: two slides, two tilings, a later encoder."""
+    folder = tmp_path_factory.mktemp("verify")
+    for seed, name in enumerate([ID, "b.svs"]):
+        path = folder / "slides" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_slide(path, size=(768, 768), tissue=0.7, pen=False, seed=seed)
+    get_registry.cache_clear()
+    get_registry().add(standins.Plugins, "standins", "microtome-standins")
+
+    def run(**options) -> None:
+        result = microtome.run_slides(
+            folder / "slides",
+            folder / "out",
+            reporter=SilentReporter(),
+            **OPTIONS | options,
+        )
+        assert result.counts == {"done": 2}
+
+    run(encoder="mean", writer=["hdf5", "zarr", "png"], visualize=["grid", "mask"])
+    run(encoder=["mean", "seeded"], writer=["hdf5", "zarr"])
+    run(encoder="mean", tiling="low/10x", tiler={"grid": TILER | {"magnification": 10}})
+    get_registry.cache_clear()
+    return folder / "out"
+
+
+@pytest.fixture
+def out(made, tmp_path) -> Path:
+    """Give a copy to spoil."""
+    return Path(shutil.copytree(made, tmp_path / "out", symlinks=True))
+
+
+@pytest.fixture
+def verify(out):
+    def run(**options):
+        return verify_output(out, get_registry(), **options)
+
+    return run
+
+
+@pytest.fixture
+def only(verify, out):
+    """Give the one fault that there is, its message without the output's place."""
+
+    def run(kind: str = "output", slide_id: str = ID, **options) -> str:
+        found = verify(**options)
+        assert len(found.faults) == 1, [fault.message for fault in found.faults]
+        (fault,) = found.faults
+        assert fault.kind == kind
+        assert fault.slide_id == slide_id
+        assert fault.message.endswith(".")
+        assert str(out / fault.path) in fault.message
+        return fault.message.replace(f"{out}/", "")
+
+    return run

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from faulty_plugins import run_contracts
 
 FAULTY = """
 import numpy as np
@@ -122,20 +119,7 @@ for _base, _names in KINDS.items():
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory) -> set[tuple[str, str]]:
-    """What failed: (class, test)."""
-    folder: Path = tmp_path_factory.mktemp("faulty")
-    (folder / "faulty.py").write_text(FAULTY)
-    (folder / "test_faulty.py").write_text(CONTRACTS)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", "."],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    rows = [line.split("::") for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    return {(row[1], row[2].partition(" ")[0].partition("[")[0]) for row in rows}
+    return run_contracts(tmp_path_factory.mktemp("faulty"), FAULTY, CONTRACTS)
 
 
 @pytest.mark.parametrize(

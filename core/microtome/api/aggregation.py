@@ -19,8 +19,9 @@ from microtome.api.results import open_result
 from microtome.api.runs import choose
 from microtome.api.samples import Sample
 from microtome.errors import ConfigError, EncoderError, StoreError
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import StoredSlide
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import EncoderCard, EncoderSpec, WriterSpec
 from microtome.run.planning.models import PlannedModel, plan_slide_encoders
 from microtome.run.settings import EncoderChoice, RunConfig

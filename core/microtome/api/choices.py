@@ -14,7 +14,7 @@ from microtome.api.grids import grid_options
 from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.runs import Chosen, choose
 from microtome.errors import ConfigError
-from microtome.plugin.registry import configure
+from microtome.plugin.options import configure
 from microtome.plugin.specs import (
     EncoderCard,
     PatientEncoderSpec,

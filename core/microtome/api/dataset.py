@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from microtome.api.results import find_results, open_result
 from microtome.api.slide import Slide
 from microtome.errors import ConfigError, InputError, SlideError, SlideOpenError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import EncoderSpec, Transform
 from microtome.run.inputs.companions import Companions
 from microtome.slide.batch import TileBatch

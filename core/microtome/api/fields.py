@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from microtome.errors import ConfigError
-from microtome.plugin.registry import unknown
+from microtome.plugin.wording import unknown
 
 _ONTO, _SAYS, _INSTEAD = "microtome.onto", "microtome.says", "microtome.instead"
 

@@ -14,7 +14,7 @@ from microtome.api.fields import given
 from microtome.api.preprocessing import PreprocessingConfig
 from microtome.api.samples import Sample
 from microtome.errors import ConfigError, MicrotomeError
-from microtome.plugin.registry import configure
+from microtome.plugin.options import configure
 from microtome.plugin.specs import EncoderCard
 from microtome.run.inputs.sources import is_url
 from microtome.run.planning.target import misfit

@@ -24,7 +24,8 @@ from microtome.api.samples import (
 )
 from microtome.errors import ConfigError
 from microtome.plugin.files import PluginFile, add_files, find_files
-from microtome.plugin.registry import Registry, configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.specs import EncoderCard, TileNeed
 
 if TYPE_CHECKING:

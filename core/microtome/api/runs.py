@@ -10,7 +10,9 @@ from uuid import uuid4
 
 from microtome.errors import ConfigError
 from microtome.plugin.files import add_files, find_files
-from microtome.plugin.registry import Registry, configure, get_registry, unknown
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry, get_registry
+from microtome.plugin.wording import unknown
 from microtome.run.planning.plan import RunPlan, make_plan
 from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter

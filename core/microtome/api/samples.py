@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from microtome.errors import ConfigError, InputError
-from microtome.plugin.registry import Registry, configure, unknown
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry
+from microtome.plugin.wording import unknown
 from microtome.run.inputs.paths import absolute
 from microtome.run.inputs.sources import is_url, url_path
 from microtome.run.inputs.tables import ManifestEntry, parse_mpp, read_manifest

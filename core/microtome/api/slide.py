@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import EncoderOutput
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import EncoderSpec, SegmenterSpec
 from microtome.run.planning.budget import cpu_budget
 from microtome.run.planning.encoders import PlannedEncoder, make_encoder

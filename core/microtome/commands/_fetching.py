@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from microtome.commands._names import ModelSpec, resolve, spec_of
 from microtome.errors import MicrotomeError, PluginError, StoreError, naming_encoder, one_line
-from microtome.plugin.registry import Registered, Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, Registry
 from microtome.plugin.specs import EncoderCard
 from microtome.plugin.weights.bars import Told
 

@@ -24,8 +24,9 @@ from omegaconf.errors import (
 from microtome.config.options import SEVERAL
 from microtome.config.schema import AUTO, no_option
 from microtome.errors import ConfigError, MicrotomeError, StoreError
-from microtome.plugin.registry import Registry, unknown
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import RUN_KINDS
+from microtome.plugin.wording import unknown
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """What Hydra raises over a command line."""

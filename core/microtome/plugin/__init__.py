@@ -2,6 +2,7 @@
 
 from microtome.plugin.hookspecs import hookimpl
 from microtome.plugin.specs import (
+    AnnotationSpec,
     EncoderCard,
     EncoderSpec,
     EngineSpec,
@@ -14,6 +15,7 @@ from microtome.plugin.specs import (
     ReaderSpec,
     SegmenterSpec,
     SlideEncoderSpec,
+    TaskSpec,
     TileNeed,
     TilerSpec,
     Transform,
@@ -23,6 +25,7 @@ from microtome.plugin.specs import (
 )
 
 __all__ = [
+    "AnnotationSpec",
     "EncoderCard",
     "EncoderSpec",
     "EngineSpec",
@@ -35,6 +38,7 @@ __all__ = [
     "ReaderSpec",
     "SegmenterSpec",
     "SlideEncoderSpec",
+    "TaskSpec",
     "TileNeed",
     "TilerSpec",
     "Transform",

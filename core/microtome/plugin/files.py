@@ -18,8 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from microtome.errors import ConfigError, PluginError
-from microtome.plugin.registry import Registry, get_registry, reason, resolve
+from microtome.plugin.packages import resolve
+from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.specs import FileFormat
+from microtome.plugin.wording import reason
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from microtome.plugin.specs import (
+    AnnotationSpec,
     EncoderSpec,
     EngineSpec,
     FileFormat,
@@ -25,6 +26,7 @@ from microtome.plugin.specs import (
     ReaderSpec,
     SegmenterSpec,
     SlideEncoderSpec,
+    TaskSpec,
     TilerSpec,
     WriterSpec,
 )
@@ -244,6 +246,52 @@ def microtome_engines() -> Iterable[EngineSpec]:
 
     Returns:
         The specs of the engines, each naming a callable ``(config) -> Engine``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_tasks() -> Iterable[TaskSpec]:
+    """Register tasks: what a run can do instead of taking slides to features.
+
+    Example::
+
+        from microtome.plugin import TaskSpec, hookimpl
+
+        @hookimpl
+        def microtome_tasks():
+            yield TaskSpec(
+                name="count",
+                target="microtome_acme.tasks:Count",
+                summary="Counts the tiles of all slides that are stored",
+            )
+
+    Returns:
+        The specs of the tasks, each naming a callable ``(config) -> Task``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def microtome_annotations() -> Iterable[AnnotationSpec]:
+    """Register formats of annotations: what people drew on slides.
+
+    Example::
+
+        from microtome.plugin import AnnotationSpec, hookimpl
+
+        @hookimpl
+        def microtome_annotations():
+            yield AnnotationSpec(
+                name="acme",
+                target="microtome_acme.annotations:AcmeReader",
+                summary="Outlines that were drawn in Acme's viewer",
+                extensions=(".acme.json",),
+                tool="Acme Viewer",
+            )
+
+    Returns:
+        The specs of the formats, each naming a callable ``() -> AnnotationReader``.
     """
     raise NotImplementedError
 

@@ -1,21 +1,12 @@
-"""Finds plugins, lists them without importing their code, and makes them when chosen.
-
-The only file that imports by string.
-"""
+"""Finds plugins, lists them without importing their code, and makes them when chosen."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.metadata
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import pluggy
@@ -29,10 +20,11 @@ from microtome.errors import (
 )
 from microtome.plugin import aliases, hookspecs
 from microtome.plugin.aliases import listed
+from microtome.plugin.options import configure
+from microtome.plugin.packages import GROUP, canonical, entry_points, installed, resolve
 from microtome.plugin.specs import SPECS, BagEncoderSpec, EncoderSpec, FileFormat, PluginSpec
-
-GROUP = "microtome"
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+from microtome.plugin.specs.checks import check
+from microtome.plugin.wording import reason, unknown
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Registered:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of required modules that are not installed."""
-        return tuple(name for name in self.spec.requires if not _installed(name))
+        return tuple(name for name in self.spec.requires if not installed(name))
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ class Registry:
     def _specs_of(self, plugin_name: str) -> Iterator[PluginSpec]:
         for kind, spec_type in SPECS.items():
             for spec in self._results(f"microtome_{kind}s", plugin_name):
-                _check(spec, spec_type)
+                check(spec, spec_type)
                 yield spec
 
     def _formats_of(self, plugin_name: str) -> Iterator[FileFormat]:
@@ -280,49 +272,6 @@ class Registry:
         return complaints
 
 
-def configure(spec: PluginSpec, **options: Any) -> Any:
-    """Make a plugin's configuration from keyword options.
-
-    An option that is an ``Enum`` also takes the member's value or name as text.
-
-    Raises:
-        PluginError: If the plugin has no such option, or an ``Enum`` no such member.
-    """
-    defaults = spec.config()
-    known = [f.name for f in fields(spec.config)]
-    for name, value in options.items():
-        if name not in known:
-            raise PluginError(unknown(f"option of {spec.kind} {spec.name}", name, known))
-        default = getattr(defaults, name)
-        if isinstance(default, Enum) and not isinstance(value, Enum):
-            options[name] = _member(type(default), value, f"{spec.kind}.{spec.name}.{name}")
-    return spec.config(**options)
-
-
-def _member(enum: type[Enum], value: object, where: str) -> Enum:
-    for member in enum:
-        if value in (member.value, member.name):
-            return member
-    choices = ", ".join(str(member.value) for member in enum)
-    raise PluginError(f"{where}={value} is not one of {choices}.")
-
-
-def unknown(what: str, name: str, available: Iterable[str], *, hint: str = "") -> str:
-    """Phrase the error for a name that does not exist, with a near one if there is one.
-
-    Args:
-        what: The kind of thing.
-        name: What there is none of.
-        available: What there is.
-        hint: A better sentence than the near name.
-    """
-    available = list(available)
-    near = difflib.get_close_matches(name.lower(), available, 1)
-    hint = hint or (f"Did you mean {near[0]!r}?" if near else "")
-    told = f"Available: {', '.join(available) or 'none'}."
-    return " ".join(filter(None, [f"There is no {what} named {name!r}.", hint, told]))
-
-
 @cache
 def get_registry() -> Registry:
     """Load every installed plugin, once a process.
@@ -335,12 +284,12 @@ def get_registry() -> Registry:
     """
     registry = Registry()
     allowed = os.environ.get("MICROTOME_PLUGINS")
-    only = {_canonical(name) for name in allowed.split(",")} if allowed is not None else None
+    only = {canonical(name) for name in allowed.split(",")} if allowed is not None else None
     found = set()
-    for point in _entry_points():
+    for point in entry_points():
         distribution = point.dist.name if point.dist else "unknown"
-        found.add(_canonical(distribution))
-        if only is not None and _canonical(distribution) not in only | {GROUP}:
+        found.add(canonical(distribution))
+        if only is not None and canonical(distribution) not in only | {GROUP}:
             continue
         try:
             module = point.load()
@@ -351,53 +300,3 @@ def get_registry() -> Registry:
     for name in sorted((only or set()) - found - {GROUP, ""}):
         registry.broken.append(Broken(name, name, "MICROTOME_PLUGINS names it, and it has none"))
     return registry
-
-
-def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    points = {
-        (p.dist.name if p.dist else "", p.name, p.value): p
-        for p in importlib.metadata.entry_points(group=GROUP)
-    }
-    # Our own first, so that a clash is told of the newcomer.
-    return [points[key] for key in sorted(points, key=lambda k: (k[0] != GROUP, *k))]
-
-
-def _check(spec: object, spec_type: type[PluginSpec]) -> None:
-    if not isinstance(spec, spec_type):
-        raise TypeError(
-            f"microtome_{spec_type.kind}s gave {spec!r}, which is no {spec_type.__name__}"
-        )
-    if not _NAME.fullmatch(spec.name):
-        raise ValueError(
-            f"the name {spec.name!r} is not lower case letters, digits and underscores"
-        )
-    if spec.target.count(":") != 1:
-        raise ValueError(
-            f"the target {spec.target!r} of {spec.name!r} is not 'package.module:Name'"
-        )
-    if not is_dataclass(spec.config):
-        raise TypeError(f"the config of {spec.name!r} is no dataclass")
-    if getattr(spec.config, "__dataclass_params__").frozen:  # noqa: B009
-        raise TypeError(f"the config of {spec.name!r} is frozen, which makes every override fail")
-
-
-def resolve(target: str) -> Any:
-    """Import what a spec names: ``"package.module:Name"``."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def reason(error: BaseException) -> str:
-    """Say why a stranger's code failed."""
-    return f"{type(error).__name__}: {error}"

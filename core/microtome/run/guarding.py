@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from microtome.plugin.registry import reason
+from microtome.plugin.wording import reason
 
 if TYPE_CHECKING:
     from microtome.run.progress import Reporter

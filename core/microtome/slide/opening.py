@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import PluginError, SlideOpenError
-from microtome.plugin.registry import Registered, Registry, configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, Registry, get_registry
 from microtome.slide.resolution import resolve_resolution
 from microtome.slide.types import SlideInfo, SlideRef, TileGrid, TissueMask
 

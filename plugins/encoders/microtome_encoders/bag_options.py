@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from microtome.plugin.specs import option, runtime
-from microtome_encoders.options import SourceConfig
+from microtome.plugin import option, runtime
+from microtome_encoders.options import Pinned, SourceConfig
 
 
 @dataclass
-class SlideHubConfig(SourceConfig):
+class SlideHubConfig(Pinned, SourceConfig):
     """Options of a slide encoder whose weights live on the hub."""
-
-    revision: str = runtime("", help="Commit or tag on the hub; empty for the catalogue's.")
 
 
 class Prism2Embedding(Enum):
@@ -29,7 +27,7 @@ class Prism2Embedding(Enum):
 class Prism2Config(SlideHubConfig):
     """Options of PRISM2."""
 
-    variant: Prism2Embedding = option(  # noqa: RUF009 - a member of an Enum is immutable
+    variant: Prism2Embedding = option(
         Prism2Embedding.base, help="Which embedding: 'base' (2560) or 'diagnostic' (3072)."
     )
 
@@ -66,7 +64,7 @@ class GigapathEmbedding(Enum):
 class GigapathConfig(SlideHubConfig):
     """Options of GigaPath."""
 
-    variant: GigapathEmbedding = option(  # noqa: RUF009 - a member of an Enum is immutable
+    variant: GigapathEmbedding = option(
         GigapathEmbedding.mean, help="Which embedding: 'mean' or 'cls'."
     )
 
@@ -105,6 +103,6 @@ class MoozyEmbedding(Enum):
 class MoozySlideConfig(MoozyConfig):
     """Options of MOOZY on a slide."""
 
-    variant: MoozyEmbedding = option(  # noqa: RUF009 - a member of an Enum is immutable
+    variant: MoozyEmbedding = option(
         MoozyEmbedding.slide, help="Which embedding: 'slide' or 'case'."
     )

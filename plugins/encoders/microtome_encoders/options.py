@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from microtome.plugin.specs import option, runtime
+from microtome.plugin import option, runtime
 
 
 class Variant(Enum):
@@ -46,6 +46,13 @@ class SourceConfig:
 
 
 @dataclass
+class Pinned:
+    """The option of every model whose weights live on the hub, of tiles or of slides."""
+
+    revision: str = runtime("", help="Commit or tag on the hub; empty for the catalogue's.")
+
+
+@dataclass
 class WeightsConfig(SourceConfig):
     """Options of every encoder of tiles with weights.
 
@@ -66,26 +73,22 @@ class ModelConfig(WeightsConfig):
 
 
 @dataclass
-class HubConfig(WeightsConfig):
+class HubConfig(Pinned, WeightsConfig):
     """Options of a catalogue entry whose weights live on the hub."""
-
-    revision: str = runtime("", help="Commit or tag on the hub; empty for the catalogue's.")
 
 
 @dataclass
 class VariantConfig(HubConfig):
     """Options of a catalogue entry with more than one embedding."""
 
-    variant: Variant = option(  # noqa: RUF009 - a member of an Enum is immutable
-        Variant.cls_mean, help="Which embedding: 'cls' or 'cls_mean'."
-    )
+    variant: Variant = option(Variant.cls_mean, help="Which embedding: 'cls' or 'cls_mean'.")
 
 
 @dataclass
 class StatisticsConfig(HubConfig):
     """Options of a catalogue entry that is normalised in more than one way."""
 
-    variant: Statistics = option(  # noqa: RUF009 - a member of an Enum is immutable
+    variant: Statistics = option(
         Statistics.norm_imagenet, help="Colours: 'norm_imagenet' or 'norm_lunit'."
     )
 
@@ -103,9 +106,7 @@ class Scales(Enum):
 class ScalesConfig(HubConfig):
     """Options of MUSK."""
 
-    variant: Scales = option(  # noqa: RUF009 - a member of an Enum is immutable
-        Scales.cls, help="Which embedding: 'cls' or 'ms_aug'."
-    )
+    variant: Scales = option(Scales.cls, help="Which embedding: 'cls' or 'ms_aug'.")
 
 
 class Tokens(Enum):
@@ -121,9 +122,7 @@ class Tokens(Enum):
 class TokensConfig(HubConfig):
     """Options of iSight."""
 
-    variant: Tokens = option(  # noqa: RUF009 - a member of an Enum is immutable
-        Tokens.token_mean, help="Which embedding: 'token_mean' or 'cls'."
-    )
+    variant: Tokens = option(Tokens.token_mean, help="Which embedding: 'token_mean' or 'cls'.")
 
 
 @dataclass

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import GeometryError
-from microtome.plugin.registry import configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import get_registry
 from microtome.slide.types import SlideRef, TileGrid
 from microtome_layouts.common import effective_mpp
 

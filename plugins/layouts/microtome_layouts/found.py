@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, GeometryError, StoreError
-from microtome.plugin.registry import Registered, configure, get_registry, unknown
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, get_registry
 from microtome.plugin.specs import LayoutSpec, WriterSpec
+from microtome.plugin.wording import unknown
 from microtome.run.exchange.foreign import check_extent, digest, hashes, in_order
 from microtome.slide.types import SlideInfo, SlideRef, TileGeometry, TileGrid
 from microtome.store.exchange import FoundSlide, SlideFacts

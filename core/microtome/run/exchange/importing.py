@@ -20,7 +20,8 @@ from microtome.errors import (
     MicrotomeError,
     OutputError,
 )
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
 from microtome.run.exchange.exporting import Chosen, Outcome
 from microtome.run.exchange.foreign import (

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import ConfigError, EncoderError, naming_encoder
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import Encoder, EncoderOutput
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import EncoderCard, EncoderSpec
 from microtome.run.planning.devices import describe_fallback, resolve_devices, resolve_precision
 from microtome.run.planning.outputs import ask_encoder, find_shapes

@@ -8,7 +8,8 @@ from typing import Any
 
 from microtome.errors import ConfigError, naming_encoder
 from microtome.plugin.aliases import listed
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import BagEncoderSpec, PatientEncoderSpec, TileNeed
 from microtome.run.settings import EncoderChoice, ModelChoice, SlideEncoderChoice
 from microtome.store.identity import SPEC_FIELDS, describe

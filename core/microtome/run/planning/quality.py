@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, InspectorError
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import Inspector
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import InspectorSpec
 from microtome.run.settings import Choice, RunConfig
 from microtome.slide.clock import timed

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from microtome.errors import ConfigError, naming_encoder
 from microtome.plugin.aliases import listed
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import TileNeed
 from microtome.run.planning.matching import (
     MadeModel,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from microtome.errors import ConfigError
+from microtome.plugin.options import configure
 from microtome.plugin.protocols import StoreWriter, TileWriter
-from microtome.plugin.registry import Registry, configure
+from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
 from microtome.run.settings import RunConfig
 from microtome.store.arrays import keeps_arrays

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from microtome.plugin.files import add_files, find_files
-from microtome.plugin.registry import Registered, Registry, configure, get_registry
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, Registry, get_registry
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from microtome.plugin.registry import Registered, Registry, configure
+from microtome.plugin.options import configure
+from microtome.plugin.registry import Registered, Registry
 from microtome.plugin.specs import EncoderCard, EncoderSpec, SlideEncoderSpec, TileNeed
 from microtome.slide.bags import TileBag
 from microtome.testing.bags import make_bag
