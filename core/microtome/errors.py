@@ -76,6 +76,10 @@ class TissueError(SlideError, ValueError):
     """A segmenter cannot say anything honest about a slide, or a mask does not fit it."""
 
 
+class AnnotationError(SlideError, ValueError):
+    """A file of annotations is malformed, or does not fit its slide."""
+
+
 class SegmenterError(MicrotomeError, RuntimeError):
     """A segmenter's weights cannot be had, or do not fit its network."""
 
@@ -136,6 +140,10 @@ class OutputError(StoreError):
 
 class LayoutError(StoreError, ValueError):
     """Another tool's files cannot be made sense of, or cannot hold a slide."""
+
+
+class TaskError(MicrotomeError, RuntimeError):
+    """A task cannot be done with what there is: labels, samples, splits, checkpoints."""
 
 
 class EngineError(MicrotomeError, RuntimeError):

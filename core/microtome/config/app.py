@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -99,7 +99,9 @@ def _read(words: Sequence[str]) -> tuple[command_line.CommandLine, Registry]:
     """Tell the words of a run apart, with the plugins of the files that they name."""
     files = find_files(command_line.plugin_files(words) or ())
     registry = add_files(get_registry(), files)
-    return command_line.parse(words, {k: registry.names(k) for k in RUN_KINDS}), registry
+    names = {kind: registry.names(kind) for kind in RUN_KINDS}
+    tasks = {e.spec.name: [f.name for f in fields(e.spec.config)] for e in registry.entries("task")}
+    return command_line.parse(words, names, tasks), registry
 
 
 def say(text: str) -> int:
@@ -179,7 +181,8 @@ def do_job(cfg: DictConfig) -> None:
     run_dir = Path(job.runtime.output_dir)
     error = None
     try:
-        code = run(to_run_config(cfg, run_dir, unasked=unasked_kinds(job)))
+        config = to_run_config(cfg, run_dir, unasked=unasked_kinds(job))
+        code = run(replace(config, label=_swept(job)))
     except MicrotomeError as caught:
         error, code = str(caught), report(caught, job=_label(job))
     except KeyboardInterrupt as interrupt:
@@ -194,6 +197,12 @@ def _label(job: HydraConf) -> str:
         return ""
     told = (word for word in job.overrides.task if not word.startswith(("slides=", "output=")))
     return f"job {job.job.num} ({', '.join(told)}): "
+
+
+def _swept(job: HydraConf) -> str:
+    """Give the values by which this job of a sweep differs from the others; none in a plain run."""
+    is_sweep = job.mode is not None and job.mode.name == "MULTIRUN"
+    return str(job.job.override_dirname) if is_sweep else ""
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -13,12 +13,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 from microtome.config.options import SEVERAL, RunOptions, is_path_key
 from microtome.errors import ConfigError
 
 Names = Mapping[str, Collection[str]]
 """The installed plugins' names by kind."""
+
+_NO_OPTIONS: Names = MappingProxyType({})
 
 # Hydra's flags by what it wants behind them: nothing, any word, or one of some.
 _ANY: tuple[str, ...] = ("",)
@@ -59,7 +62,7 @@ class CommandLine:
     multirun: bool
 
 
-def parse(words: Sequence[str], names: Names) -> CommandLine:
+def parse(words: Sequence[str], names: Names, task_options: Names = _NO_OPTIONS) -> CommandLine:
     """Tell flags, overrides and slides apart and quote what is a path.
 
     A word is a slide if it has no ``key=``, exists as a file or folder, is a pattern that
@@ -69,6 +72,8 @@ def parse(words: Sequence[str], names: Names) -> CommandLine:
     Args:
         words: The command line without the program's name.
         names: The installed plugins.
+        task_options: Names of options by task: those of the task that the line chooses need not
+            say whose they are, and win over the run's own.
 
     Raises:
         ConfigError: If a flag is unknown or lacks its value, or a sweep goes over ``output``.
@@ -91,6 +96,7 @@ def parse(words: Sequence[str], names: Names) -> CommandLine:
     given = {name: _DOES.get(name, name) for name in (flag.partition("=")[0] for flag in flags)}
     _refuse_contradiction(set(given.values()))
     multirun = "--multirun" in given.values() or "hydra.mode=MULTIRUN" in overrides
+    overrides = _with_owner(overrides, task_options)
     overrides = [_override(word, names, multirun) for word in overrides]
     if slides:
         overrides.append(f"slides=[{','.join(map(literal, slides))}]")
@@ -113,6 +119,17 @@ def plugin_files(words: Sequence[str]) -> list[str] | None:
     values = [match.string[match.end() :] for match in matches if match["key"] == _PLUGIN_FILES]
     paths = [path for value in values if value != "null" for path in _items(value)]
     return [str(Path(path).absolute()) for path in paths] if values else None
+
+
+def _with_owner(overrides: Sequence[str], task_options: Names) -> list[str]:
+    """Write the options of the task that is chosen with its name: ``loss=`` is ``train.loss=``."""
+    chosen = [word.partition("=")[2].lower() for word in overrides if word.startswith("task=")]
+    task = chosen[-1] if chosen else ""
+    own = task_options.get(task, ())
+    return [
+        f"{task}.{word}" if re.split(r"[.=]", word, maxsplit=1)[0] in own else word
+        for word in overrides
+    ]
 
 
 def literal(text: str) -> str:

@@ -25,6 +25,7 @@ from microtome.plugin.registry import Registry
 from microtome.run.inputs.finding import find_slides
 from microtome.run.planning.plan import check_run
 from microtome.run.settings import RunConfig
+from microtome.run.tasks import check_task
 
 _NAME_MAX = 255  # bytes, on every file system in use
 _SHAPES_TILES = re.compile(r"(segmenter|tissue|filter|quality)(\.|$)|inspector\.")
@@ -68,8 +69,12 @@ def check_job(cfg: DictConfig, registry: Registry) -> None:
     registry = add_files(registry, config.encoder_plugin)
     if config.tiling:
         check_output(config.output / config.tiling, "tiler.name")
-    find_slides(config, registry)
-    check_run(config, registry)
+    if config.own_task is not None:
+        check_task(config, registry)
+    if config.slides:
+        find_slides(config, registry)
+    if config.own_task is None:
+        check_run(config, registry)
 
 
 def read_job(cfg: DictConfig) -> RunConfig:

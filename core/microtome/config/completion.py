@@ -64,6 +64,8 @@ def _schemas(where: str, registry: Registry) -> Iterator[type]:
         yield SECTIONS[where]
     elif kind in SINGLE and not plugin:
         yield from (entry.spec.config for entry in registry.entries(kind))
+    elif kind in registry.names("task") and not plugin:
+        yield registry.find("task", kind).spec.config
     elif kind in SEVERAL and plugin in registry.names(kind):
         yield registry.find(kind, plugin).spec.config
         yield RUN_OWNS.get(kind, NoConfig)

@@ -95,6 +95,8 @@ def run(line: CommandLine, task: Callable[[DictConfig], object], registry: Regis
     start = _starts[run_id] = _Start()
     if not {"-sc", "--shell-completion"} & set(line.flags):
         overrides += _run_folders(run_id)
+    if line.multirun:
+        overrides.append(_name_by_swept(parsed))
     if swept := _swept_tilings(parsed):
         overrides.append("tiler.name=auto")
         start.note = (
@@ -172,7 +174,7 @@ def fill_store(registry: Registry, given: Sequence[Override] = ()) -> None:
     for kind in RUN_KINDS:
         for entry in registry.entries(kind):
             name = entry.spec.name
-            package = f"{kind}.{name}" if kind in SEVERAL else kind
+            package = _package(kind, name)
             try:
                 node: Any = plugin_node(entry.spec)
                 for each in given:
@@ -184,6 +186,13 @@ def fill_store(registry: Registry, given: Sequence[Override] = ()) -> None:
             except OmegaConfBaseException as error:
                 reason = f"its options cannot be held: {str(error).splitlines()[0]}"
                 registry.broken.append(Broken(f"{kind} {name}", entry.distribution, reason))
+
+
+def _package(kind: str, name: str) -> str:
+    """Say where a plugin's node is in the configuration."""
+    if kind == "task":
+        return "_global_"
+    return f"{kind}.{name}" if kind in SEVERAL else kind
 
 
 def _conf_package(module: ModuleType) -> str | None:
@@ -219,6 +228,13 @@ def _run_dir(run_id: str, *, _root_: DictConfig) -> str:
         sys.stderr.write(start.note)
     start.folder = folder
     return str(folder)
+
+
+def _name_by_swept(parsed: Sequence[Override]) -> str:
+    """Have each job of a sweep named by the keys that differ between them."""
+    fixed = [each.key_or_group for each in parsed if not each.is_sweep_override()]
+    listed = ",".join(literal(key) for key in dict.fromkeys(fixed))
+    return f"hydra.job.config.override_dirname.exclude_keys=[{listed}]"
 
 
 def _swept_tilings(parsed: Sequence[Override]) -> list[str]:

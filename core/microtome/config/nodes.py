@@ -19,10 +19,12 @@ from microtome.config.schema import AUTO, RUN_OWNS, SECTIONS, no_option, plain, 
 from microtome.errors import ConfigError
 from microtome.plugin import NoConfig
 from microtome.plugin.files import add_files, find_files
-from microtome.plugin.registry import Registry, get_registry, unknown
+from microtome.plugin.registry import Registry, get_registry
+from microtome.plugin.wording import unknown
 from microtome.run.settings import (
     DEFAULT_ENCODER,
     OVERLAYS,
+    TASKS,
     Choice,
     EncoderChoice,
     PatientEncoderChoice,
@@ -58,10 +60,12 @@ def to_run_config(
         ConfigError: If a key is unknown, a value is no good or a node names no plugin.
         UnknownPluginError: If a node names a plugin that is not installed.
     """
-    options, nodes, sections = _parts(_resolve(cfg))
-    files = find_files(options.encoder_plugin)
+    values = _resolve(cfg)
+    files = find_files(values.get("encoder_plugin") or ())
     registry = add_files(registry or get_registry(), files)
-    if not options.slides:
+    own_task = _own_task(values, registry)
+    options, nodes, sections = _parts(values)
+    if not options.slides and own_task is None:
         raise ConfigError("No slide is given: name files, folders, patterns or a CSV manifest.")
     single = (_choose(kind, kind, nodes[kind], registry) for kind in SINGLE)
     reader, segmenter, tiler, engine = single
@@ -69,7 +73,8 @@ def to_run_config(
         slides=tuple(options.slides),
         output=Path(options.output),
         run_dir=run_dir,
-        task=options.task.name,
+        task=options.task,
+        own_task=own_task,
         recursive=options.recursive,
         formats=options.formats.name,
         slide_id=options.slide_id.name,
@@ -112,6 +117,21 @@ def to_run_config(
     return replace(
         config, encoders=tuple(encoders), slide_encoders=slides, patient_encoders=patients
     )
+
+
+def _own_task(values: dict[str, Any], registry: Registry) -> Choice | None:
+    """Take the node of a task plugin out of a configuration; None where the run is of slides."""
+    name = str(values.get("task", ""))
+    tasks = registry.names("task")
+    for other in tasks:
+        if other in values and other != name:
+            raise ConfigError(f"The options {other}.… go with task={other}, and this is {name}.")
+    if name not in tasks:
+        if name not in TASKS:
+            raise ConfigError(unknown("task", name, (*TASKS, *tasks)))
+        return None
+    spec = registry.find("task", name).spec
+    return Choice(plugin=name, config=typed(spec.config, values.pop(name, {}), name))
 
 
 def _parts(values: dict[str, Any]) -> tuple[RunOptions, dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,6 @@ from microtome.run.settings import (
     TissueSettings,
 )
 
-Task = Enum("Task", ["process", "coords", "tissue"])
 Formats = Enum("Formats", ["wsi", "all"])
 SlideId = Enum("SlideId", ["stem", "relpath"])
 FeatureDtype = Enum("FeatureDtype", ["float32", "float16"])
@@ -88,8 +87,10 @@ class RunOptions:
         [], help="Files, folders, glob patterns, CSV manifests or URLs: the words without a key."
     )
     output: str = option("???", help="The output folder.")
-    task: Task = option(
-        Task.process, help="Where the run ends: features, coordinates, or the tissue mask."
+    task: str = option(
+        "process",
+        help="`process` for features, `coords` for coordinates, `tissue` for the tissue mask, or "
+        "an installed task.",
     )
     recursive: bool = option(False, help="Search folders to any depth.")
     formats: Formats = option(

@@ -23,8 +23,9 @@ from microtome.config.options import (
 )
 from microtome.errors import ConfigError
 from microtome.plugin import NoConfig, PluginSpec
-from microtome.plugin.registry import Registry, get_registry, unknown
+from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.specs import SPECS
+from microtome.plugin.wording import unknown
 from microtome.run.settings import (
     ClaimSettings,
     FilterSettings,
@@ -60,7 +61,9 @@ def options_node() -> dict[str, Any]:
 
 
 def plugin_node(spec: PluginSpec) -> dict[str, Any]:
-    """Give a plugin's node at its defaults, as plain values."""
+    """Give a plugin's node at its defaults, as plain values; a task's with the word for it."""
+    if spec.kind == "task":
+        return {"task": spec.name, spec.name: defaults(spec.config)}
     run_owns = RUN_OWNS.get(spec.kind, NoConfig)
     return {"plugin": spec.name} | defaults(spec.config) | defaults(run_owns)
 
@@ -102,7 +105,11 @@ def typed(schema: type, values: Any, where: str = "") -> Any:
             what = f"option of {where}" if where else "option"
             raise ConfigError(unknown(what, str(name), sorted(known)))
         try:
-            node[name] = _escaped(value)
+            inner = known[name]
+            if is_dataclass(inner) and isinstance(inner, type):
+                node[name] = typed(inner, value, f"{prefix}{name}")
+            else:
+                node[name] = _escaped(value)
         except OmegaConfBaseException as error:
             raise ConfigError(
                 f"{prefix}{name}={_yaml(value)} does not fit: it takes {sentence(known[name])}."
@@ -130,6 +137,8 @@ def no_option(key: str, root: Mapping[Any, Any]) -> str:
     if owners:
         return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
     known = {field.name for field in fields(RunOptions)} | {*SINGLE, *SEVERAL, "preset"}
+    own = root.get(root.get("task"))
+    known |= set(own) if isinstance(own, Mapping) else set()
     return unknown("option", key, sorted(known))
 
 
@@ -180,19 +189,25 @@ def _section(kind: str, specs: list[PluginSpec]) -> Iterator[str]:
     leave = tuple(f.name for f in fields(RUN_OWNS.get(kind, NoConfig)))
     if any(f.name not in leave for f in fields(config)):
         name = specs[0].name if len(specs) == 1 else "NAME"
-        prefix = f"{kind}.{name}." if kind in SEVERAL else f"{kind}."
+        own = {"task": f"{name}."}.get(kind, f"{kind}.")
+        prefix = f"{kind}.{name}." if kind in SEVERAL else own
         yield _table(config, prefix if specs[0].in_runs else "", leave=leave)
 
 
 def _table(schema: type, prefix: str, *, leave: tuple[str, ...] = ()) -> str:
-    helps = help_of(schema)
     rows = ["| option | type | default | |", "|---|---|---|---|"]
+    return "\n".join([*rows, *_rows(schema, prefix, leave)])
+
+
+def _rows(schema: type, prefix: str, leave: tuple[str, ...] = ()) -> Iterator[str]:
+    helps, hints = help_of(schema), get_type_hints(schema)
     for name, default in defaults(schema).items():
-        if name not in leave:
+        if is_dataclass(hints[name]):
+            yield from _rows(hints[name], f"{prefix}{name}.")
+        elif name not in leave:
             shown = {"???": "required", "": "empty"}.get(str(default), f"`{_yaml(default)}`")
             cells = (f"`{prefix}{name}`", type_of(schema, name), shown, helps[name])
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _yaml(value: Any) -> str:

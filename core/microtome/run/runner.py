@@ -37,6 +37,7 @@ from microtome.run.summary import (
     sum_up,
     summarise,
 )
+from microtome.run.tasks import run_task
 from microtome.store.publish import sweep, write_json
 from microtome.store.status import FAILED, SlideStatus
 
@@ -61,6 +62,8 @@ def run(config: RunConfig) -> int:
         KeyboardInterrupt: If it was interrupted; what was finished is kept and recorded.
     """
     registry = add_files(get_registry(), config.encoder_plugin)
+    if config.own_task is not None:
+        return run_task(config, registry)
     plans, results = plan_passes(config, registry), []
     for plan, result in zip(plans, run_passes(plans, make_reporter()), strict=True):
         results.append(result)

@@ -260,7 +260,9 @@ class RunConfig:
         slides: Files, folders, glob patterns or CSV manifests, taken literally where they exist.
         output: The output folder.
         run_dir: This run's own folder for its record, below ``<output>/runs``.
-        task: One of `TASKS`.
+        task: One of `TASKS`, or the name of ``own_task``.
+        own_task: A task plugin, which does the run instead of taking slides to features.
+        label: What tells this job of a sweep from the others, in words; empty of a plain run.
         recursive: Whether folders are searched to any depth.
         formats: ``"wsi"`` or ``"all"``, which adds plain images found in folders.
         slide_id: ``"stem"`` or ``"relpath"``: how a slide's outputs are named.
@@ -312,6 +314,8 @@ class RunConfig:
     output: Path
     run_dir: Path | None = None
     task: str = "process"
+    own_task: Choice | None = None
+    label: str = ""
     recursive: bool = False
     formats: str = "wsi"
     slide_id: str = "stem"
@@ -355,7 +359,8 @@ class RunConfig:
     derived: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, TASKS)
+        if self.own_task is None:
+            _one_of("task", self.task, TASKS)
         _one_of("formats", self.formats, ("wsi", "all"))
         _one_of("slide_id", self.slide_id, ("stem", "relpath"))
         _one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))

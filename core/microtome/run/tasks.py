@@ -1,0 +1,104 @@
+"""A run that is a task: told, recorded and interrupted like any other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from microtome._version import __version__
+from microtome.errors import ConfigError, MicrotomeError, StoreError
+from microtome.plugin.protocols import Task
+from microtome.plugin.registry import Registry
+from microtome.plugin.specs import TaskSpec
+from microtome.run.job import TaskJob, TaskOutcome
+from microtome.run.progress import Reporter, make_reporter
+from microtome.run.settings import RunConfig
+from microtome.run.signals import signals_interrupt
+from microtome.run.slides.attributes import provenance
+from microtome.store.publish import write_json
+
+EXIT_STOPPED = 1
+EXIT_INTERRUPTED = 130
+
+
+def check_task(config: RunConfig, registry: Registry) -> Task:
+    """Make a run's task, which refuses options that make no sense.
+
+    Raises:
+        ConfigError: If they do not, or it has nothing to do.
+        PluginError: If it is unknown or broken, or misses a library.
+    """
+    choice = config.own_task
+    if choice is None:
+        raise ConfigError(f"task={config.task} is a run of slides, and no plugin's.")
+    spec = registry.find("task", choice.plugin).spec
+    if isinstance(spec, TaskSpec) and spec.needs_slides and not config.slides:
+        raise ConfigError(f"task={spec.name} needs slides: name files, folders or a CSV manifest.")
+    task: Task = registry.create("task", choice.plugin, choice.config)
+    return task
+
+
+def run_task(config: RunConfig, registry: Registry, reporter: Reporter | None = None) -> int:
+    """Do a run that is a task, reporting on stderr and summing up on stdout.
+
+    Args:
+        config: What to do; its ``own_task`` is chosen.
+        registry: The plugins.
+        reporter: Hears how it goes; as of `make_reporter` if None.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MicrotomeError: If it cannot be done.
+        KeyboardInterrupt: If it was interrupted; what was finished is kept.
+    """
+    outcome = do_task(config, registry, reporter or make_reporter())
+    sys.stdout.write("".join(f"{line}\n" for line in outcome.lines))
+    return outcome.exit_code
+
+
+def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOutcome:
+    """Do a run that is a task and leave its record.
+
+    Raises:
+        MicrotomeError: If it cannot be done.
+        KeyboardInterrupt: If it was interrupted.
+    """
+    task = check_task(config, registry)
+    job = TaskJob(config=config, registry=registry, reporter=reporter)
+    began, started = time.monotonic(), datetime.now(UTC)
+    ended: dict[str, Any] = {"exit_code": EXIT_STOPPED}
+    try:
+        with signals_interrupt(), registry.blame("task", config.task, "done"):
+            outcome = task.run(job)
+        ended = {"exit_code": outcome.exit_code, "outcome": dict(outcome.record)}
+        return outcome
+    except KeyboardInterrupt as interrupt:
+        ended = {"exit_code": getattr(interrupt, "exit_code", EXIT_INTERRUPTED)}
+        raise
+    except MicrotomeError as error:
+        ended = {"exit_code": EXIT_STOPPED, "error": str(error)}
+        raise
+    finally:
+        seconds = {"seconds": round(time.monotonic() - began, 3)}
+        # Why it was broken off is told, not that this could not be written down.
+        with nullcontext() if "outcome" in ended else suppress(StoreError):
+            _write_record(config, started, ended | seconds)
+
+
+def _write_record(config: RunConfig, started: datetime, ended: dict[str, Any]) -> None:
+    if config.run_dir is None:
+        return
+    record = {
+        "microtome_version": __version__,
+        "provenance": dict(provenance()),
+        "config": dict(config.resolved),
+        "task": config.task,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(config.run_dir / "run.json", record | ended)

@@ -1,0 +1,1 @@
+"""Tasks from labelled tiles to a classifier, its evaluation and its heatmaps. Cheap to import."""
