@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         region_features,
         register,
         run_slides,
+        run_task,
         to_anndata,
     )
 
@@ -68,6 +69,7 @@ __all__ = [
     "region_features",
     "register",
     "run_slides",
+    "run_task",
     "to_anndata",
 ]
 

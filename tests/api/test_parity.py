@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from pathlib import Path
 
 import pytest
+from named_tests import assert_tests_are_there, read_rows
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "python-parity.md").read_text("utf-8")
-ROWS = dict(re.findall(r"^\| (P\d+) \|(.*)\|$", PAGE, re.MULTILINE))
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python-parity.md"
+ROWS = read_rows(PAGE, "P")
 
 
 def test_every_row_is_there():
@@ -19,17 +17,4 @@ def test_every_row_is_there():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_names_tests_that_there_are(row):
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", ROWS[row])
-    assert named
-    for file, name in named:
-        tree = ast.parse((Path(__file__).parent / file).read_text("utf-8"))
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert name in functions, f"{file}::{name}"
-        assert _judges(functions[name]), f"{file}::{name} judges nothing"
-
-
-def _judges(test):
-    """Tell whether a test compares something, by ``assert`` or by what it expects to be raised."""
-    named = {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
-    judging = {"raises", "warns", "assert_array_equal", "assert_allclose"}
-    return bool(named & judging) or any(isinstance(n, ast.Assert) for n in ast.walk(test))
+    assert_tests_are_there(ROWS[row], Path(__file__).parent)

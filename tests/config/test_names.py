@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from microtome.__main__ import main
 from microtome.config import checks
 from microtome.config.argv import literal
+from microtome.run.inputs.finding import SlideList
 
 NASTY = [
     "slide (1).svs", "a,b.svs", "x=1.svs", "{b}.svs", "~x.svs", "a'b.svs", 'a"b.svs',
@@ -29,7 +30,7 @@ NASTY = [
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
     """Take every word for a slide: here it is about what arrives, not about what it is."""
-    monkeypatch.setattr(checks, "find_slides", lambda config, registry: None)
+    monkeypatch.setattr(checks, "find_slides", lambda config, registry: SlideList((), ()))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -14,8 +14,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
+import annotation_files
 import numpy as np
 import pytest
+import tile_tables
 from PIL import Image
 
 from microtome.errors import GeometryError
@@ -26,16 +28,20 @@ from microtome.run.slides.attributes import tile_attributes
 from microtome.slide.opening import open_slide
 from microtome.slide.tiling import GridTiler
 from microtome.slide.types import SlideInfo, SlideRef, TissueMask
+from microtome.store.exchange import TiledSlide
 from microtome.store.identity import make_identity
 from microtome.testing import (
+    AnnotationContract,
     EncoderContract,
     EngineContract,
     InspectorContract,
     LayoutContract,
+    PatchWriterContract,
     PatientEncoderContract,
     ReaderContract,
     SegmenterContract,
     SlideEncoderContract,
+    TaskContract,
     TilerContract,
     TileWriterContract,
     WriterContract,
@@ -46,6 +52,7 @@ from microtome.testing.contracts import PluginContract
 from microtome.testing.contracts.base import HEAVY
 from microtome.testing.contracts.reader import Sample
 from microtome.testing.synthetic import SyntheticSlide, make_slide
+from microtome_training.sample_file import write_sample
 
 LARGEST = 15_000_000
 """Parameters up to which a model is run here; of larger ones the card alone is tested."""
@@ -71,6 +78,29 @@ class FileSegmenterContract(SegmenterContract):
         return SlideRef(path=slide.path, slide_id=slide.path.stem, mask_path=path)
 
     test_glass_is_not_tissue = None
+
+
+class IndexPickleContract(LayoutContract):
+    """It holds labelled tiles on the pixels of a halved level, all slides in one file."""
+
+    holds_features = False
+
+    def make_slide(self, **shape: Any) -> TiledSlide:
+        slide = super().make_slide(**shape)
+        labels = (np.arange(len(slide.coords)) % 2).astype(np.int16)
+        classes = {"classes": ["normal", "tumor"]}
+        return replace(slide, columns={"label": labels}, attributes=classes)
+
+    # Refused, and a damaged file is no slide's alone: tests/layouts/test_index_pickle.py.
+    test_its_geometry_comes_back = None
+    test_a_damaged_file_fails_its_slide_alone = None
+
+
+class QupathContract(LayoutContract):
+    """It draws tiles, and what is drawn in QuPath is read as annotations."""
+
+    holds_features = False
+    is_imported = False
 
 
 class SlurmContract(EngineContract):
@@ -105,6 +135,25 @@ class StoredTilerContract(TilerContract):
         """Another slide than that of the tiles is refused."""
         info = make_info(size=(40, 30), levels=(1,))
         with pytest.raises(GeometryError, match=r"the downsamples 1|is of a slide of"):
+            tiler.plan(info, make_mask(info, downsample=2))
+
+
+class SampledTilerContract(TilerContract):
+    """It is given a sample of the grid's tiles of the same slide; tissue says nothing more."""
+
+    @pytest.fixture
+    def config(self, entry: Registered, info: SlideInfo, mask: TissueMask, tmp_path: Path) -> Any:
+        grid = GridTiler().plan(info, mask)
+        tiles = tile_tables.on_grid(grid, info).take(np.arange(0, len(grid), 3))
+        write_sample(tmp_path / "s.parquet", tiles, make_identity("sample", {"of": "a test"}))
+        return configure(entry.spec, sample_file=str(tmp_path / "s.parquet"))
+
+    test_no_tissue_gives_no_tile = None
+
+    def test_a_tiny_slide_gives_few_tiles_or_a_reason(self, tiler: Any) -> None:
+        """Another slide than that of the tiles is refused."""
+        info = replace(make_info(size=(40, 30), levels=(1.5,)), path=Path("sample.svs"))
+        with pytest.raises(GeometryError, match=r"has the downsamples 1\.5"):
             tiler.plan(info, make_mask(info, downsample=2))
 
 
@@ -228,10 +277,13 @@ GENERAL: Mapping[str, type[PluginContract]] = {
     "writer": WriterContract,
     "engine": EngineContract,
     "layout": LayoutContract,
+    "task": TaskContract,
+    "annotation": AnnotationContract,
 }
 SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
     ("reader", "cucim"): CucimContract,
     ("tiler", "stored"): StoredTilerContract,
+    ("tiler", "sampled"): SampledTilerContract,
     ("segmenter", "file"): FileSegmenterContract,
     ("segmenter", "none"): NoSegmenterContract,
     ("segmenter", "sam2"): Sam2Contract,
@@ -240,10 +292,17 @@ SPECIAL: Mapping[tuple[str, str], type[PluginContract]] = {
     ("inspector", "grandqc"): LargeInspectorContract,
     ("writer", "png"): TileWriterContract,
     ("writer", "tar"): TileWriterContract,
+    ("writer", "imagefolder"): PatchWriterContract,
+    ("writer", "lmdb"): PatchWriterContract,
+    ("writer", "patches"): PatchWriterContract,
+    ("writer", "webdataset"): PatchWriterContract,
     ("reader", "archive"): ArchiveContract,
     ("tiler", "archive"): ArchiveTilerContract,
     ("engine", "slurm"): SlurmContract,
     ("engine", "ray"): RayContract,
+    ("layout", "index_pickle"): IndexPickleContract,
+    ("layout", "qupath"): QupathContract,
+    **{("annotation", name): made for name, made in annotation_files.FORMATS.items()},
 }
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
@@ -49,6 +50,12 @@ if scenario == "force":
 if scenario == "revise":
     old = make_content("a", arrays=["slide_features/a", "tokens/a"])
     new = replace(old, columns={**old.columns, "score": np.arange(9, dtype=np.float32)})
+if scenario == "relabel":
+    old = make_content("a", arrays=["slide_features/a"])
+    old, new = (
+        replace(old, columns={**old.columns, "label": np.full(9, label, np.int16)})
+        for label in (0, 1)
+    )
 between = []
 if scenario == "arrays" and store.spec.layout == "directory":  # each is published by itself
     between = [make_content("a", arrays=["slide_features/a", MORE[0]])]
@@ -56,7 +63,7 @@ if scenario == "arrays" and store.spec.layout == "directory":  # each is publish
 
 def publish(content, *, again: bool = False) -> None:
     revise = None
-    if again and scenario == "revise":
+    if again and scenario in ("revise", "relabel"):
         # A run that knows nothing of the features and arrays that are there.
         content = replace(content, features={}, arrays={})
         revise = lambda found: content  # noqa: E731
@@ -70,6 +77,8 @@ def holds(content) -> bool:
         same = stored.feature_names() == sorted(content.features)
         same &= np.array_equal(stored.coords, content.coords)
         same &= stored.columns.keys() == content.columns.keys()
+        for key in stored.columns.keys() & content.columns.keys():
+            same &= np.array_equal(stored.columns[key], content.columns[key])
         same &= stored.array_names() == sorted(content.arrays)
         for key, features in content.features.items():
             same = same and np.array_equal(stored.features(key), values_of(features))

@@ -261,7 +261,8 @@ def test_a_stranger_s_error_passes_and_leaves_nothing(store, final, content):
 
 @pytest.mark.parametrize("most", [10, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "scenario", ["create", "extend", "arrays", "force", "revise", "force-aside", "revise-aside"]
+    "scenario",
+    ["create", "extend", "arrays", "force", "revise", "relabel", "force-aside", "revise-aside"],
 )
 def test_killed_anywhere_a_name_is_absent_or_complete(store, scenario, most, tmp_path):
     if scenario.endswith("aside") and store.spec.layout == "file":

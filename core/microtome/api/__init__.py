@@ -16,7 +16,7 @@ from microtome.api.preprocessing import (
 from microtome.api.presets import list_models
 from microtome.api.registering import register
 from microtome.api.results import open_result
-from microtome.api.runs import run_slides
+from microtome.api.runs import run_slides, run_task
 from microtome.api.slide import Slide, open_slide
 from microtome.run.progress import Reporter, SilentReporter, activate_progress_reporter
 from microtome.store.regions import region_features
@@ -47,5 +47,6 @@ __all__ = [
     "region_features",
     "register",
     "run_slides",
+    "run_task",
     "to_anndata",
 ]

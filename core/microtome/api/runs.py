@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from microtome.plugin.files import add_files, find_files
 from microtome.plugin.options import configure
 from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.wording import unknown
+from microtome.run.job import TaskOutcome
+from microtome.run.labelling import LabelSettings
 from microtome.run.planning.plan import RunPlan, make_plan
 from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter
@@ -30,6 +33,7 @@ from microtome.run.settings import (
     TissueSettings,
 )
 from microtome.run.summary import RunResult, join_results
+from microtome.run.tasks import do_task
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""
@@ -40,6 +44,7 @@ _SECTIONS = {
     "tissue": TissueSettings,
     "filter": FilterSettings,
     "quality": QualitySettings,
+    "labels": LabelSettings,
     "claims": ClaimSettings,
     "staging": StagingSettings,
 }
@@ -72,9 +77,9 @@ def run_slides(
         **options: Keys of `RunConfig`, and plugins by kind as `Chosen`: ``reader``,
             ``segmenter``, ``tiler``, ``inspector``, ``encoder``, ``slide_encoder``,
             ``patient_encoder``, ``writer``, ``engine``;
-            ``tissue``, ``filter``, ``quality``, ``claims`` and ``staging`` as mappings. The engine
-            is ``inline`` unless given. ``encoder_plugin`` is the path of a file with plugins, or
-            several.
+            ``tissue``, ``filter``, ``quality``, ``labels``, ``claims`` and ``staging`` as mappings.
+            The engine is ``inline`` unless given. ``encoder_plugin`` is the path of a file with
+            plugins, or several.
 
     Returns:
         The status of every slide; failed slides do not raise.
@@ -84,6 +89,57 @@ def run_slides(
     """
     config, registry = compose(slides, Path(output), options)
     return carry_out(plan_run(config, registry), make_reporter(reporter))
+
+
+def run_task(
+    name: str,
+    output: str | Path,
+    slides: str | Path | Sequence[str | Path] = (),
+    *,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> TaskOutcome:
+    """Do a task, as ``microtome SLIDES task=NAME output=OUTPUT …`` does.
+
+    ::
+
+        microtome.run_task("train", "out", loss="focal", ohem={"ratio": 3}, device="cpu")
+
+    Args:
+        name: The task.
+        output: The output folder.
+        slides: The slides that it is about; by what the output holds if none are named.
+        reporter: As of `run_slides`.
+        **options: The task's own options, nested ones as mappings; and those of a run, as
+            `run_slides` takes them. Of one name, the task's is meant.
+
+    Returns:
+        The lines of its summary, its record and its exit code.
+
+    Raises:
+        MicrotomeError: If it cannot be done.
+    """
+    registry = _with_files(options)[0]
+    spec = registry.find("task", name).spec
+    known = {f.name for f in fields(spec.config)}
+    own = {key: value for key, value in options.items() if key in known}
+    others = {key: value for key, value in options.items() if key not in known}
+    config, registry = compose(slides, Path(output), others)
+    told = {"task": spec.name, spec.name: json.loads(json.dumps(own, default=str))}
+    config = replace(
+        config,
+        task=spec.name,
+        own_task=Choice(plugin=spec.name, config=configure(spec, **own)),
+        resolved={**config.resolved, **told},
+    )
+    return do_task(config, registry, make_reporter(reporter))
+
+
+def _with_files(options: Mapping[str, Any]) -> tuple[Registry, Any]:
+    """Give the plugins, with those of the files that options name, and these."""
+    named = options.get("encoder_plugin", ())
+    files = find_files([named] if isinstance(named, str | Path) else named)
+    return add_files(get_registry(), files), files
 
 
 def compose(
@@ -107,10 +163,8 @@ def compose(
     Raises:
         MicrotomeError: If the options describe no run.
     """
-    options = dict(options)
-    named = options.pop("encoder_plugin", ())
-    files = find_files([named] if isinstance(named, str | Path) else named)
-    registry = add_files(get_registry(), files)
+    registry, files = _with_files(options)
+    options = {key: value for key, value in options.items() if key != "encoder_plugin"}
     given = [slides] if isinstance(slides, str | Path) else list(slides)
     config = RunConfig(
         slides=tuple(map(str, given)),
@@ -121,7 +175,7 @@ def compose(
             "slides": [str(s) for s in given],
             "output": str(output),
             **({"encoder_plugin": [str(file.path) for file in files]} if files else {}),
-            **options,
+            **{key: str(v) if isinstance(v, Path) else v for key, v in options.items()},
         },
     )
     # What slide and patient encoders read is derived, where nothing is said of it.
@@ -158,7 +212,7 @@ def carry_out(plans: Sequence[RunPlan], reporter: Reporter) -> RunResult:
 
 
 def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    own = {"slides", "output", "run_dir", "resolved", "derived"}
+    own = {"slides", "output", "run_dir", "resolved", "derived", "own_task", "label"}
     known = {f.name for f in fields(RunConfig)} - own
     known = (known - {f"{kind}s" for kind in _SEVERAL}) | {*_SEVERAL}
     settings: dict[str, Any] = {}
@@ -173,7 +227,7 @@ def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
             settings[name] = _section(name, value)
         elif name in ("visualize", "tile_devices"):
             settings[name] = (value,) if isinstance(value, str) else tuple(value)
-        elif name == "mpp_csv":
+        elif name in ("mpp_csv", "annotations"):
             settings[name] = None if value is None else Path(value)
         else:
             settings[name] = value

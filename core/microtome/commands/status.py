@@ -51,6 +51,7 @@ class Row:
         tiles: How many.
         dropped: Tiles left out by their pixels, by reason.
         reasons: Tiles that are there although there is a reason against them, by reason.
+        labels: Tiles of each class, where they are labelled.
         reader: Which one.
         seconds: Over all stages.
         tiles_per_second: Of the pass over the pixels.
@@ -78,6 +79,7 @@ class Row:
     tiles: int | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
     reader: str = ""
     seconds: float | None = None
     tiles_per_second: float | None = None
@@ -233,6 +235,7 @@ def _of_record(status: SlideStatus) -> dict[str, Any]:
         "tiles": status.tiles,
         "dropped": dict(status.dropped),
         "reasons": dict(status.reasons),
+        "labels": dict(status.labels),
         "reader": status.reader,
         "seconds": seconds,
         "tiles_per_second": None if rate is None else round(rate, 1),
@@ -358,6 +361,7 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
         "seconds": number, "tiles_per_second": number, "renewed": number,
         "stages": pa.map_(text, number), "outputs": pa.map_(text, text),
         "dropped": pa.map_(text, pa.int64()), "reasons": pa.map_(text, pa.int64()),
+        "labels": pa.map_(text, pa.int64()),
     }  # fmt: skip
     schema = pa.schema([(f.name, special.get(f.name, text)) for f in fields(Row)])
     plain = [_utf8(_plain(row)) for row in rows]

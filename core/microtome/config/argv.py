@@ -239,7 +239,9 @@ def _override(word: str, names: Names, multirun: bool) -> str:
         raise ConfigError(f"{key} cannot be set: a run's folder is <output>/runs/<time>-<random>.")
     if key == "preset" and not match["sign"]:
         return "+" + word  # no preset is chosen by default, which is Hydra's reason for the plus
-    if is_path_key(key):
+    if key.startswith("labels.classes") and not match["sign"]:
+        head = f"++{head}"  # the names of classes are the user's: Hydra knows none of them
+    if is_path_key(key) and not key.startswith("labels."):
         if key == "output":
             _check_output(value, multirun)
         return head + (literal(_home(value)) if value not in ("", "null") else "null")

@@ -23,12 +23,13 @@ from microtome.errors import ConfigError, MicrotomeError, StoreError
 from microtome.plugin.files import add_files
 from microtome.plugin.registry import Registry
 from microtome.run.inputs.finding import find_slides
+from microtome.run.planning.labels import check_files
 from microtome.run.planning.plan import check_run
 from microtome.run.settings import RunConfig
 from microtome.run.tasks import check_task
 
 _NAME_MAX = 255  # bytes, on every file system in use
-_SHAPES_TILES = re.compile(r"(segmenter|tissue|filter|quality)(\.|$)|inspector\.")
+_SHAPES_TILES = re.compile(r"(segmenter|tissue|filter|quality|labels)(\.|$)|inspector\.")
 
 
 def check_output(output: Path, key: str = "output") -> None:
@@ -71,10 +72,10 @@ def check_job(cfg: DictConfig, registry: Registry) -> None:
         check_output(config.output / config.tiling, "tiler.name")
     if config.own_task is not None:
         check_task(config, registry)
-    if config.slides:
-        find_slides(config, registry)
+    slides = find_slides(config, registry).slides if config.slides else ()
     if config.own_task is None:
         check_run(config, registry)
+        check_files(config, slides, registry)
 
 
 def read_job(cfg: DictConfig) -> RunConfig:

@@ -24,6 +24,7 @@ _KEYS = (
     ("recursive=true", "search folders to any depth; formats=all adds plain images"),
     ("filter.enabled=true", "drop white and black tiles by their pixels"),
     ("inspector=[blur,pen]", "quality columns beside the tiles, with reasons; quality.drop=true"),
+    ("annotations=FOLDER", "outlines that label tiles: task=index labels.classes.tumor=[Tumor]"),
     ("device=auto", "auto, cpu, cuda, cuda:1, mps; also precision=auto, batch_size=32, threads=8"),
     ("force=true", "do finished work again"),
     ("preset=NAME", "a composition that is installed or in --config-dir"),

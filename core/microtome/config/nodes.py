@@ -81,6 +81,7 @@ def to_run_config(
         mpp=options.mpp,
         mpp_csv=Path(options.mpp_csv) if options.mpp_csv else None,
         tiling=_tiling(nodes["tiler"]),
+        annotations=Path(options.annotations) if options.annotations else None,
         encoder_plugin=files,
         reader=reader,
         segmenter=segmenter,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from microtome.plugin import option
+from microtome.run.labelling import LabelSettings
 from microtome.run.settings import (
     ClaimSettings,
     FilterSettings,
@@ -105,6 +106,11 @@ class RunOptions:
     mpp_csv: str | None = option(
         None, help="A CSV with the columns `wsi,mpp`; wins over what the files say."
     )
+    annotations: str | None = option(
+        None,
+        help="A folder with a file of outlines for each slide, named as the slide, or one such "
+        "file; tiles are labelled by them as `labels.classes` says.",
+    )
     encoder_plugin: list[str] = option(
         [],
         help="Python files with encoders, or plugins of other kinds, of your own; they are run as "
@@ -167,6 +173,9 @@ class RunOptions:
     quality: QualitySettings = field(
         default_factory=QualitySettings, metadata={"help": "What becomes of tiles with a reason."}
     )
+    labels: LabelSettings = field(
+        default_factory=LabelSettings, metadata={"help": "What outlines make of tiles."}
+    )
     claims: ClaimSettings = field(
         default_factory=ClaimSettings, metadata={"help": "How workers share one output."}
     )
@@ -179,14 +188,14 @@ class RunOptions:
 def is_path_key(key: str) -> bool:
     """Tell whether a key's value is a path, which is taken literally.
 
-    These are ``output``, and every key whose name's last word is one of ``weights``,
-    ``checkpoint``, ``path``, ``file``, ``folder``, ``dir``, ``csv``, ``manifest`` and ``cache``
-    (``mpp_csv``, ``encoder.resnet18.weights``, ``segmenter.folder``). ``slides`` is one as
-    well, but a list. Hydra's own keys are not.
+    These are ``output`` and ``annotations``, and every key whose name's last word is one of
+    ``weights``, ``checkpoint``, ``path``, ``file``, ``folder``, ``dir``, ``csv``, ``manifest`` and
+    ``cache`` (``mpp_csv``, ``encoder.resnet18.weights``, ``segmenter.folder``). ``slides`` is one
+    as well, but a list. Hydra's own keys are not.
     """
     if key.startswith("hydra"):
         return False
-    return key == "output" or re.split(r"[._]", key)[-1] in _PATH_WORDS
+    return key in ("output", "annotations") or re.split(r"[._]", key)[-1] in _PATH_WORDS
 
 
 def default_of(spec: Field[Any]) -> Any:

@@ -26,6 +26,7 @@ from microtome.plugin import NoConfig, PluginSpec
 from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.specs import SPECS
 from microtome.plugin.wording import unknown
+from microtome.run.labelling import LabelSettings
 from microtome.run.settings import (
     ClaimSettings,
     FilterSettings,
@@ -49,6 +50,7 @@ SECTIONS: Mapping[str, type] = {
     "tissue": TissueSettings,
     "filter": FilterSettings,
     "quality": QualitySettings,
+    "labels": LabelSettings,
     "claims": ClaimSettings,
     "staging": StagingSettings,
 }
@@ -136,10 +138,19 @@ def no_option(key: str, root: Mapping[Any, Any]) -> str:
     owners = [f"{where}.{key}=…" for where, node in nodes.items() if _has(node, key)]
     if owners:
         return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
+    if tasks := _tasks_with(key):
+        chosen = root.get("task") or "another"
+        return f"The option {key} goes with task={' or task='.join(tasks)}; this run is {chosen}."
     known = {field.name for field in fields(RunOptions)} | {*SINGLE, *SEVERAL, "preset"}
     own = root.get(root.get("task"))
     known |= set(own) if isinstance(own, Mapping) else set()
     return unknown("option", key, sorted(known))
+
+
+def _tasks_with(key: str) -> list[str]:
+    """Name the tasks that a key at the top is the name, or an option, of."""
+    specs = [entry.spec for entry in get_registry().entries("task")]
+    return [s.name for s in specs if key == s.name or key in {f.name for f in fields(s.config)}]
 
 
 def _has(node: Any, key: str) -> bool:
@@ -202,9 +213,11 @@ def _table(schema: type, prefix: str, *, leave: tuple[str, ...] = ()) -> str:
 def _rows(schema: type, prefix: str, leave: tuple[str, ...] = ()) -> Iterator[str]:
     helps, hints = help_of(schema), get_type_hints(schema)
     for name, default in defaults(schema).items():
+        if name in leave:
+            continue
         if is_dataclass(hints[name]):
             yield from _rows(hints[name], f"{prefix}{name}.")
-        elif name not in leave:
+        else:
             shown = {"???": "required", "": "empty"}.get(str(default), f"`{_yaml(default)}`")
             cells = (f"`{prefix}{name}`", type_of(schema, name), shown, helps[name])
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

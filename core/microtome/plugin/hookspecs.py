@@ -222,8 +222,8 @@ def microtome_writers() -> Iterable[WriterSpec]:
             )
 
     Returns:
-        The specs of the writers, each naming a callable ``(config) -> StoreWriter`` or
-        ``(config) -> TileWriter``, as its ``consumes`` says.
+        The specs of the writers, each naming a callable ``(config) -> StoreWriter``,
+        ``(config) -> TileWriter`` or ``(config) -> PatchWriter``, as its ``consumes`` says.
     """
     raise NotImplementedError
 
@@ -261,7 +261,7 @@ def microtome_tasks() -> Iterable[TaskSpec]:
         @hookimpl
         def microtome_tasks():
             yield TaskSpec(
-                name="count",
+                name="acme",
                 target="microtome_acme.tasks:Count",
                 summary="Counts the tiles of all slides that are stored",
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -14,20 +15,29 @@ from microtome.plugin.wording import unknown
 def configure(spec: PluginSpec, **options: Any) -> Any:
     """Make a plugin's configuration from keyword options.
 
-    An option that is an ``Enum`` also takes the member's value or name as text.
+    An option that is an ``Enum`` also takes the member's value or name as text, and one with
+    options of its own a mapping of these.
 
     Raises:
         PluginError: If the plugin has no such option, or an ``Enum`` no such member.
     """
-    defaults = spec.config()
-    known = [f.name for f in fields(spec.config)]
+    return _make(spec.config, options, f"{spec.kind} {spec.name}")
+
+
+def _make(schema: type, options: Mapping[str, Any], owner: str) -> Any:
+    defaults, made = schema(), dict(options)
+    known = [f.name for f in fields(schema)]
     for name, value in options.items():
         if name not in known:
-            raise PluginError(unknown(f"option of {spec.kind} {spec.name}", name, known))
-        default = getattr(defaults, name)
+            raise PluginError(unknown(f"option of {owner}", name, known))
+        default, key = getattr(defaults, name), f"{owner.replace(' ', '.')}.{name}"
         if isinstance(default, Enum) and not isinstance(value, Enum):
-            options[name] = _member(type(default), value, f"{spec.kind}.{spec.name}.{name}")
-    return spec.config(**options)
+            made[name] = _member(type(default), value, key)
+        elif is_dataclass(default) and not is_dataclass(value):
+            if not isinstance(value, Mapping):
+                raise PluginError(f"{key}={value!r} says nothing of its options: give a mapping.")
+            made[name] = _make(type(default), value, f"{owner}.{name}")
+    return schema(**made)
 
 
 def _member(enum: type[Enum], value: object, where: str) -> Enum:

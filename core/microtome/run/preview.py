@@ -15,6 +15,7 @@ from microtome.plugin.specs import BagEncoderSpec, EncoderCard, EncoderSpec
 from microtome.run.inputs.finding import SlideList, find_slides
 from microtome.run.patients.patients import group_patients
 from microtome.run.planning.encoders import configured
+from microtome.run.planning.labels import check_files
 from microtome.run.planning.matching import (
     MadeModel,
     embedder_of,
@@ -96,6 +97,7 @@ def preview(config: RunConfig, registry: Registry) -> Preview:
     notes: list[str] = []
     shown = tuple(_preview_pass(each, registry, notes) for each in passes)
     known = dict.fromkeys([*(note for each in passes for note in each.derived), *notes])
+    known |= dict.fromkeys(check_files(config, slides.slides, registry))
     return Preview(passes=shown, notes=(*known, *slides.notes), slides=slides, patients=patients)
 
 

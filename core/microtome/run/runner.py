@@ -22,6 +22,7 @@ from microtome.run.loading import load_for_patients
 from microtome.run.patients.patients import claims_layout, find_patients
 from microtome.run.patients.stage import embed_patients
 from microtome.run.planning.budget import keep_memory
+from microtome.run.planning.labels import check_files
 from microtome.run.planning.plan import RunPlan, make_plan
 from microtome.run.planning.solve import solve
 from microtome.run.progress import Reporter, make_reporter
@@ -120,7 +121,8 @@ def run_plan(plan: RunPlan, reporter: Reporter, *, told: Collection[str] = ()) -
     slides = find_slides(plan.config, plan.registry)
     slides = _refuse_clashes(plan, slides)
     patients = find_patients(plan, slides)
-    notes = [plan.first_line, *plan.notes, *_unused_masks(plan, slides), *slides.notes]
+    labels = check_files(plan.config, slides.slides, plan.registry)
+    notes = [plan.first_line, *plan.notes, *labels, *_unused_masks(plan, slides), *slides.notes]
     result = RunResult(notes=notes)
     began, started = time.monotonic(), datetime.now(UTC)
     _sweep(plan, [ref.slide_id for ref in slides.slides], [p.patient_id for p in patients])

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from microtome.errors import ConfigError
 from microtome.plugin.files import PluginFile
+from microtome.run.labelling import LabelSettings
 
 TASKS = ("process", "coords", "tissue")
 """What a run can end with: features, coordinates, or the tissue mask."""
@@ -277,6 +278,8 @@ class RunConfig:
         filter: The content filter.
         inspectors: Any number of inspectors.
         quality: What becomes of tiles that they find a reason against.
+        annotations: A folder with a file of outlines for each slide, or one file.
+        labels: How outlines become labels.
         encoders: Any number of encoders.
         slide_encoders: Any number of slide encoders; what they need of tiles and encoders is
             derived.
@@ -331,6 +334,8 @@ class RunConfig:
     filter: FilterSettings = FilterSettings()
     inspectors: tuple[Choice, ...] = ()
     quality: QualitySettings = QualitySettings()
+    annotations: Path | None = None
+    labels: LabelSettings = field(default_factory=LabelSettings)
     encoders: tuple[EncoderChoice, ...] = (EncoderChoice(plugin=DEFAULT_ENCODER),)
     slide_encoders: tuple[SlideEncoderChoice, ...] = ()
     patient_encoders: tuple[PatientEncoderChoice, ...] = ()

@@ -78,7 +78,7 @@ _WORST = (143, 130, 1, 3, 4)
 _WORST_FIRST = ("failed", "quarantined", "held", "done", "empty", "reused")
 """States of slides and patients, the worst first; one that was worked on counts as done."""
 
-_TOLD = {"reasons": "with a reason against them", "dropped": "left out"}
+_TOLD = {"labels": "by label", "reasons": "with a reason against them", "dropped": "left out"}
 
 
 def summarise(plan: RunPlan, result: RunResult) -> str:
@@ -95,12 +95,14 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
         if config.visualize:
             lines.append(f"overlays: {plan.layout.visualization_folder}")
     lines += _patients(plan, result)
-    for what in ("reasons", "dropped"):
+    for what in _TOLD:
         tiles: Counter[str] = Counter()
         for status in result.statuses:
             tiles.update(getattr(status, what))
         if tiles:
             lines.append(f"tiles {_TOLD[what]}: {', '.join(f'{k} {n}' for k, n in tiles.items())}")
+        if what == "labels" and (empty := [name for name, count in tiles.items() if not count]):
+            lines.append(f"no tile is {' or '.join(empty)}")
     lines += _failed(result)
     lines += _account(result)
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class SlideRef:
         mpp: Level-0 µm per pixel given by the user, which wins over the file.
         mpp_source: How it was given: ``"override"``, ``"mpp_csv"`` or ``"manifest"``.
         mask_path: A tissue mask given by the user.
+        annotation_path: A file of outlines given by the user.
         companions: The slide's other files, where one slide is many (DICOM, MRXS, VMS).
         extra: Other columns of the manifest, as text.
         source: What the slide is called in every record: the path or URL that it was found
@@ -40,6 +42,7 @@ class SlideRef:
     mpp: float | None = None
     mpp_source: str = "override"
     mask_path: Path | None = None
+    annotation_path: Path | None = None
     companions: tuple[Path, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
@@ -135,6 +138,16 @@ class SlideInfo:
     objective_power: float | None = None
     exact: bool = True
     resolution: Resolution = field(default_factory=Resolution)
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """``x, y, width, height`` at level 0 of what was scanned, to which some viewers crop."""
+        names = (f"openslide.bounds-{name}" for name in ("x", "y", "width", "height"))
+        found = [self.properties.get(name, "") for name in names]
+        if not all(value.isdecimal() for value in found):
+            return None
+        x, y, width, height = map(int, found)
+        return x, y, width, height
 
     @property
     def width(self) -> int:
@@ -238,12 +251,15 @@ class TileGrid:
         columns: Per-tile values beside the coordinates, (n,) each: ``tissue_fraction`` float32
             for one, and ``region`` int32 where tiles come in whole regions.
         region_tiles: Tiles along the side of a region, where they do.
+        attributes: What is stored of the slide with them: ``classes``, which the column ``label``
+            counts.
     """
 
     coords: NDArray[np.int32]
     geometry: TileGeometry
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=lambda: MappingProxyType({}))
     region_tiles: int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __len__(self) -> int:
         """Count the tiles."""

@@ -12,7 +12,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,11 +41,13 @@ class TileImage:
         name: Of the member.
         size: In bytes.
         checksum: CRC-32 of these bytes.
+        beside: Members that follow it, by name: what else WebDataset gives of the sample.
     """
 
     name: str
     size: int
     checksum: int
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,7 +89,12 @@ def write_archive(
         read: Gives the bytes of an image by its number.
     """
     headers = [_header(image.name, image.size) for image in images]
-    lengths = (len(head) + _padded(image.size) for head, image in zip(headers, images, strict=True))
+    lengths = (
+        len(head)
+        + _padded(image.size)
+        + sum(_BLOCK + _padded(len(b)) for b in image.beside.values())
+        for head, image in zip(headers, images, strict=True)
+    )
     starts = accumulate(lengths, initial=0)
     plain = plain_attributes({n: v for n, v in attributes.items() if n != "coords"})
     index = {
@@ -103,8 +110,10 @@ def write_archive(
     text = json.dumps(index, ensure_ascii=False, allow_nan=False).encode()
     with path.open("xb") as file:
         _put(file, _header(INDEX, len(text)), text)
-        for number, header in enumerate(headers):
+        for number, (header, image) in enumerate(zip(headers, images, strict=True)):
             _put(file, header, read(number))
+            for name, data in image.beside.items():
+                _put(file, _header(name, len(data)), data)
         file.write(bytes(2 * _BLOCK))
 
 
@@ -134,12 +143,15 @@ def read_archive(path: Path) -> TileArchive:
     return archive
 
 
-def archive_damage(path: Path, *, deep: bool) -> Iterator[str]:
+def archive_damage(
+    path: Path, *, deep: bool, beside: Sequence[Mapping[str, bytes]] = ()
+) -> Iterator[str]:
     """Compare an archive with its index.
 
     Args:
         path: The archive.
         deep: Whether every image is read and compared with its checksum.
+        beside: What follows each image, if anything does: as of `TileImage`.
 
     Yields:
         What is wrong, half a sentence each.
@@ -154,6 +166,12 @@ def archive_damage(path: Path, *, deep: bool) -> Iterator[str]:
     except (tarfile.TarError, OSError, EOFError) as error:
         yield f"it is cut short or damaged: {error}"
         return
+    by_name = {name: data for each in beside for name, data in each.items()}
+    others = [member for member in members if member.name in by_name]
+    if len(others) != len(by_name):
+        yield f"it lacks {len(by_name) - len(others)} of {len(by_name)} labels and places"
+        return
+    members = [member for member in members if member.name not in by_name]
     found = [(member.offset_data, member.size) for member in members]
     told = list(zip(archive.offsets.tolist(), archive.sizes.tolist(), strict=True))
     if found != told:
@@ -161,7 +179,7 @@ def archive_damage(path: Path, *, deep: bool) -> Iterator[str]:
         return
     names = [Path(member.name).stem for member in members]
     for name, (x, y) in zip(names, archive.coords[:, :2].tolist(), strict=True):
-        if not name.endswith(f"_{x}_{y}"):
+        if not name.endswith((f"_{x}_{y}", f"_x{x}_y{y}")):
             yield f"the image of the tile at ({x}, {y}) has the name {name!r}"
     if deep:
         with path.open("rb") as file:
@@ -169,6 +187,10 @@ def archive_damage(path: Path, *, deep: bool) -> Iterator[str]:
                 file.seek(member.offset_data)
                 if zlib.crc32(file.read(member.size)) != archive.checksums[number]:
                     yield f"{member.name}: it is damaged, its content and its checksum differ"
+            for member in others:
+                file.seek(member.offset_data)
+                if file.read(member.size) != by_name[member.name]:
+                    yield f"{member.name}: it is damaged, or is not of that tile"
 
 
 def is_archive(path: Path) -> bool:

@@ -22,7 +22,10 @@ RESERVED = (FEATURES, "coords", "columns", "passports")
 REGION_INDEX, REGION_COORDS = "regions/index", "regions/coords"
 """(R, T) rows of the tiles of each region, and (R, 5) where the region lies."""
 
-BY_TILE = ("tokens", "attention", "slide_attention")
+PREDICTIONS = "predictions"
+"""Group of a classifier's probabilities: a row for each tile, a column for each class."""
+
+BY_TILE = ("tokens", "attention", "slide_attention", PREDICTIONS)
 """Groups whose arrays have a row for each tile."""
 
 BY_REGION = ("regions", "region_features")

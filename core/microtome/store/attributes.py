@@ -16,11 +16,14 @@ from microtome.store.atomic import wrap_errors
 from microtome.store.identity import IDENTITY_FIELDS, make_identity
 
 if TYPE_CHECKING:
-    from microtome.plugin.protocols import TileWriter
+    from microtome.plugin.protocols import PatchWriter, TileWriter
     from microtome.plugin.specs import WriterSpec
 
 FOLDER_RECORD = ".microtome.json"
 """In a folder of images: the attributes that a store would carry."""
+
+BY_CLASS = "classes"
+"""Layout of a writer whose images lie in folders by class."""
 
 ATTRIBUTES_DIGEST = "attributes_sha256"
 """Attribute of every output: a hash over the others, since few formats guard theirs."""
@@ -91,23 +94,36 @@ def read_folder_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         StoreError: If the folder is there without a readable record.
     """
-    if not folder.exists():
-        return None
+    return read_record_file(folder, folder / FOLDER_RECORD) if folder.exists() else None
+
+
+def read_record_file(of: Path, file: Path) -> dict[str, Any]:
+    """Read what `write_folder_record` wrote.
+
+    Args:
+        of: What it is the record of, for the message.
+        file: The record.
+
+    Raises:
+        StoreError: If it cannot be read.
+    """
     try:
-        record: dict[str, Any] = json.loads((folder / FOLDER_RECORD).read_text("utf-8"))
+        record = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{folder} is not a folder of tile images that microtome wrote, or is damaged: "
-            f"{FOLDER_RECORD} cannot be read. Move it away, or use force=true."
+            f"{of} is not a folder of tile images that microtome wrote, or is damaged: "
+            f"{file.name} cannot be read. Move it away, or use force=true."
         ) from error
-    return record
+    return dict(record)
 
 
-def read_images_record(path: Path, spec: WriterSpec, writer: TileWriter) -> Mapping[str, Any]:
+def read_images_record(
+    path: Path, spec: WriterSpec, writer: TileWriter | PatchWriter
+) -> Mapping[str, Any]:
     """Read the attributes of a slide's tile images; empty where there are none.
 
     Args:
-        path: The folder, or the file.
+        path: The folder, or the file; of images in folders by class the record.
         spec: Of who wrote it.
         writer: Who wrote it.
 
@@ -116,7 +132,9 @@ def read_images_record(path: Path, spec: WriterSpec, writer: TileWriter) -> Mapp
     """
     if spec.layout == "directory":
         return read_folder_record(path) or {}
-    return writer.read_record(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_record_file(path, path) if spec.layout == BY_CLASS else writer.read_record(path)
 
 
 def _plain(value: Any) -> Any:

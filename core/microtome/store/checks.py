@@ -33,12 +33,14 @@ from microtome.store.attributes import (
 from microtome.store.damage import AGAIN, REDRAW, Wrong, image_damage, png_damage
 from microtome.store.features import StoredSource
 from microtome.store.identity import IDENTITY, IDENTITY_FIELDS, make_identity
+from microtome.store.labels import LABELS, check_labels
 from microtome.store.masks import load_mask
 from microtome.store.passports import are_passports
+from microtome.store.patches import LABELLED, PatchRecord
 from microtome.store.quality import REASON, give_reasons, join_limits, parse_quality
 
 if TYPE_CHECKING:
-    from microtome.plugin.protocols import StoredSlide, TileWriter
+    from microtome.plugin.protocols import PatchWriter, StoredSlide, TileWriter
     from microtome.store.layout import OutputLayout
 
 PICTURE_NOTE = "microtome"
@@ -86,7 +88,7 @@ class Checker:
             spec: The writer.
             expected: What the slide's record says of it.
         """
-        checks = self._images if spec.consumes == "pixels" else self._store
+        checks = self._store if spec.consumes == "features" else self._images
         yield from self._reading(path, spec, checks(path, spec, expected))
 
     def _reading(self, path: Path, spec: WriterSpec, checks: Iterator[Wrong]) -> Iterator[Wrong]:
@@ -178,6 +180,7 @@ class Checker:
                 yield Wrong(f"columns/{name} has the shape {column.shape} for {len(coords)} tiles")
                 return
         yield from _quality(stored, expected)
+        yield from check_labels(stored, expected.identities.get(LABELS))
         yield from _passports(stored)
         for name in sorted({*expected.encoders} - {*stored.feature_names()}):
             yield Wrong(f"features/{name} is missing, its slide's record names it", AGAIN)
@@ -212,10 +215,16 @@ class Checker:
     def _images(self, path: Path, spec: WriterSpec, expected: Expected) -> Iterator[Wrong]:
         if not path.exists():
             return
-        writer: TileWriter = self.registry.create("writer", spec.name)
+        writer: TileWriter | PatchWriter = self.registry.create("writer", spec.name)
         record = read_images_record(path, spec, writer)
         yield from self._seal(path, record)
         yield from _identity(record, expected.identities.get("coords"), "coords_identity")
+        if spec.consumes == LABELLED:
+            patches = PatchRecord.parse(record, path)
+            yield from _counts(len(patches.coords), record, Expected())
+            yield from _all_told(patches, expected)
+            yield from map(Wrong, writer.damage(path, deep=self.deep))
+            return
         try:
             coords = np.asarray(json.loads(record["coords"]), np.int32).reshape(-1, 5)
         except (KeyError, ValueError, TypeError):
@@ -371,6 +380,13 @@ def _counts(rows: int, attributes: Mapping[str, Any], expected: Expected) -> Ite
     if expected.tiles is not None and expected.tiles != rows:
         wanted = expected.tiles
         yield Wrong(f"coords has {rows} rows, its slide's record says {wanted} tiles", AGAIN)
+
+
+def _all_told(patches: PatchRecord, expected: Expected) -> Iterator[Wrong]:
+    found = len(patches.tiles)
+    if expected.tiles not in (None, found):
+        what = f"it tells of {found} tiles, its slide's record says {expected.tiles}"
+        yield Wrong(what, AGAIN)
 
 
 def _places(files: list[Path], coords: NDArray[np.int32]) -> Iterator[Wrong]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from microtome.errors import LayoutError
 from microtome.slide.types import Level, Resolution, SlideInfo, TileGeometry
-from microtome.store.arrays import BY_SLIDE, array_names
+from microtome.store.arrays import BY_SLIDE, PREDICTIONS, array_names
 from microtome.store.attributes import parse_json, plain_attributes
 from microtome.store.features import StoredSource
 from microtome.store.publish import FeatureSet
@@ -57,7 +57,11 @@ class TiledSlide:
         identity: To export it: digest of its coordinates' identity.
         embeddings: To export it: what slide encoders made of its features, as
             ``slide_features/<slide encoder>`` and ``slide_latents/<slide encoder>``.
+        predictions: To export it: probabilities, row-aligned with ``coords``, as
+            ``predictions/<name>``.
         tissue: To export it: GeoJSON of its tissue in level-0 pixels; None where there is none.
+        attributes: To export it: all that its store says of it. Of an imported one, what its
+            store shall say beside geometry and origin: ``classes``.
     """
 
     slide_id: str
@@ -70,7 +74,9 @@ class TiledSlide:
     note: str = ""
     identity: str = ""
     embeddings: Mapping[str, FeatureSet] = field(default_factory=lambda: MappingProxyType({}))
+    predictions: Mapping[str, FeatureSet] = field(default_factory=lambda: MappingProxyType({}))
     tissue: Path | None = None
+    attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,14 +88,25 @@ class LayoutFile:
         write: Writes it at a private path that does not exist yet and has another suffix.
         features: The feature sets whose values are in it.
         embeddings: The same of slide encoders' embeddings.
+        predictions: The same of predictions.
+        columns: The columns whose values are in it.
+        tissue: Whether the tissue is in it.
+        shared: Whether slides with a file of this path have it in common. Then ``write`` is called
+            for one after the other, sorted by id, and finds what those before it wrote.
         layout: ``"file"`` or ``"directory"``.
+        warnings: What the user should know of what is not in it.
     """
 
     path: str
     write: Callable[[Path], None]
     features: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    tissue: bool = False
+    shared: bool = False
     layout: str = "file"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +181,12 @@ def tiled_slide(
         note=write_note(attributes, GEOMETRY),
         identity=str(attributes.get("identity", "")),
         embeddings=dict(_embeddings(stored, features)),
+        predictions={
+            key: FeatureSet(StoredSource(stored, key), stored.array_attributes(key))
+            for key in array_names(stored, PREDICTIONS)
+        },
         tissue=tissue,
+        attributes=stored.attributes,
     )
 
 

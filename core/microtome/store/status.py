@@ -43,6 +43,8 @@ class SlideStatus:
         tiles: Number of tiles stored, or None where it is not known.
         dropped: Tiles left out by their pixels, by reason; a tile may have several.
         reasons: Tiles that are there although there is a reason against them, by reason.
+        labels: Tiles of each class, where tiles are labelled; those without a label as
+            ``unlabelled``.
         seconds: Wall time per stage.
         profile: Of the pass over the pixels, seconds of all threads together per stage of it.
         tiles_per_second: Of that pass, tiles looked at by wall time.
@@ -70,6 +72,7 @@ class SlideStatus:
     tiles: int | None = None
     dropped: Mapping[str, int] = field(default_factory=_empty)
     reasons: Mapping[str, int] = field(default_factory=_empty)
+    labels: Mapping[str, int] = field(default_factory=_empty)
     seconds: Mapping[str, float] = field(default_factory=_empty)
     profile: Mapping[str, float] = field(default_factory=_empty)
     tiles_per_second: float | None = None

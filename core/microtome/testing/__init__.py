@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from microtome.testing.bags import make_bag
+from microtome.testing.cohort import Cohort, CohortSlide, make_cohort
 from microtome.testing.samples import make_info, make_mask, make_view, sample_mask
 from microtome.testing.synthetic import (
     MASK_DOWNSAMPLE,
@@ -28,14 +29,17 @@ from microtome.testing.synthetic import (
 
 if TYPE_CHECKING:
     from microtome.testing.contracts import (
+        AnnotationContract,
         EncoderContract,
         EngineContract,
         InspectorContract,
         LayoutContract,
+        PatchWriterContract,
         PatientEncoderContract,
         ReaderContract,
         SegmenterContract,
         SlideEncoderContract,
+        TaskContract,
         TilerContract,
         TileWriterContract,
         WriterContract,
@@ -43,20 +47,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MASK_DOWNSAMPLE",
+    "AnnotationContract",
+    "Cohort",
+    "CohortSlide",
     "EncoderContract",
     "EngineContract",
     "InspectorContract",
     "LayoutContract",
+    "PatchWriterContract",
     "PatientEncoderContract",
     "ReaderContract",
     "SegmenterContract",
     "SlideEncoderContract",
     "SlideRecipe",
     "SyntheticSlide",
+    "TaskContract",
     "TileWriterContract",
     "TilerContract",
     "WriterContract",
     "make_bag",
+    "make_cohort",
     "make_info",
     "make_mask",
     "make_plain_image",

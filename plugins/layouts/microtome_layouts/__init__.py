@@ -52,6 +52,54 @@ class Slide2vecConfig:
 
 
 @dataclass
+class IndexPickleConfig:
+    """Options of the ``index_pickle`` layout."""
+
+    work_level: int = option(
+        7, help="Export: the level of `visualisation_coords`, of which each halves the one before."
+    )
+    base_mag: float | None = option(
+        None, help="Export: magnification of level 0; what the slide says if not given."
+    )
+    sampled: bool = runtime(
+        False, help="Export to `index_level_N_sampled.pkl`, the name of an index of some tiles."
+    )
+    file: str = runtime("", help="Import: which index of the folder, where there are several.")
+    patch_size: int = option(
+        256, help="Import: side of a tile in pixels of the level, which the index does not say."
+    )
+    step_size: int | None = option(
+        None, help="Import: stride of the tiles in such pixels; the size of a tile if not given."
+    )
+
+
+class Origin(Enum):
+    """Where a viewer begins to count pixels."""
+
+    level0 = "level0"
+    bounds = "bounds"
+
+
+@dataclass
+class QupathConfig:
+    """Options of the ``qupath`` layout."""
+
+    what: list[str] = option(
+        ["tissue", "tiles", "predictions"],
+        help="What is drawn: tissue as annotations; tiles as detections with their columns; "
+        "predictions, which put probabilities and the predicted class on the tiles.",
+    )
+    origin: Origin = option(
+        Origin.level0,
+        help="Where (0, 0) is: the corner of level 0, or of the slide's bounds, for viewers that "
+        "crop to them.",
+    )
+    predictions: str = option(
+        "", help="Name of the predictions; the only ones that a slide has if not given."
+    )
+
+
+@dataclass
 class StoredConfig:
     """Options of the ``stored`` tiler."""
 
@@ -88,6 +136,7 @@ def microtome_tilers() -> Iterator[TilerSpec]:
         target="microtome_layouts.stored:StoredTiler",
         summary="The tiles of finished slides, or of another tool's files",
         config=StoredConfig,
+        labels=True,
     )
     yield TilerSpec(
         name="archive",
@@ -156,4 +205,21 @@ def microtome_layouts() -> Iterator[LayoutSpec]:
         loses="slides without tiles; tiles that are not square at the level that is read",
         requires=("spatialdata",),
         install="pip install 'microtome[spatialdata]'",
+    )
+    yield LayoutSpec(
+        name="index_pickle",
+        target="microtome_layouts.index_pickle:IndexPickleLayout",
+        summary="One pickle of all slides, `index_level_N.pkl`: where tiles are, which are tumour",
+        config=IndexPickleConfig,
+        tool="the pickled index",
+        loses="features; columns but the label, and of that which tumour; tiles without a label; "
+        "slides whose tiles are not labelled, not square, or off the pixels of a halved level",
+    )
+    yield LayoutSpec(
+        name="qupath",
+        target="microtome_layouts.qupath:QupathLayout",
+        summary="A GeoJSON a slide that QuPath opens: tissue, tiles, predictions; export only",
+        config=QupathConfig,
+        tool="QuPath",
+        loses="features; the size that tiles are resampled to",
     )

@@ -70,7 +70,10 @@ class ForeignTiles:
             geometry = _at_level(geometry, info, coords)
             coords[:, 2:] = (*geometry.read_size, geometry.level)
         columns = {n: column[keep] for n, column in tiled.columns.items() if n != REASON}
-        return TileGrid(coords=coords, geometry=geometry, columns=columns), found.coords[0]
+        grid = TileGrid(
+            coords=coords, geometry=geometry, columns=columns, attributes=tiled.attributes
+        )
+        return grid, found.coords[0]
 
     def upstream(self, slide: SlideRef) -> Mapping[str, str]:
         """Hash what a slide's tiles are read from.

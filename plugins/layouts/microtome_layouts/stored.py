@@ -12,10 +12,12 @@ import numpy as np
 from microtome.errors import ConfigError, GeometryError
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import WriterSpec
+from microtome.slide.labels import CLASSES, FRACTION, LABEL
 from microtome.slide.types import SlideRef, TileGeometry, TileGrid
 from microtome.store.attributes import parse_fields
 from microtome.store.exchange import read_geometry, read_info
 from microtome.store.identity import IDENTITY, fingerprint
+from microtome.store.labels import LABELS_IDENTITY, parse_classes
 from microtome.store.quality import REASON, parse_quality
 from microtome.store.regions import REGION_TILES
 from microtome_layouts.common import effective_mpp
@@ -107,6 +109,9 @@ class _FinishedSlides:
             coords = np.asarray(stored.coords, np.int32)
             scores = parse_quality(stored.attributes).values()
             left = {_OF_PIXELS, REASON, *(name for each in scores for name in each.columns)}
+            classes = parse_classes(stored.attributes)
+            if LABELS_IDENTITY in stored.attributes:  # these may change, and the tiles do not
+                left, classes = {*left, LABEL, FRACTION}, ()
             columns = {n: c for n, c in stored.columns.items() if n not in left}
             region_tiles = int(stored.attributes.get(REGION_TILES, 0)) or None
         extent = (info.width, info.height)
@@ -121,7 +126,11 @@ class _FinishedSlides:
         if ((points < 0) | (points >= extent + more)).any():
             raise GeometryError(f"{path}: not all of its tiles begin on {info.path}.")
         grid = TileGrid(
-            coords=coords, geometry=geometry, columns=columns, region_tiles=region_tiles
+            coords=coords,
+            geometry=geometry,
+            columns=columns,
+            region_tiles=region_tiles,
+            attributes={CLASSES: list(classes)} if classes else {},
         )
         return grid, path
 

@@ -1,4 +1,4 @@
-"""Writers: HDF5 and Zarr stores, tile images as PNG files or tar archives. Cheap to import."""
+"""Writers: HDF5 and Zarr stores, tile images, patch stores of labelled tiles. Cheap to import."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ZarrCompression(Enum):
 
 
 class TileFormat(Enum):
-    """What a tile archive keeps tiles as."""
+    """What tiles are kept as."""
 
     png = "png"
     jpeg = "jpeg"
@@ -73,8 +73,8 @@ class PngConfig:
 
 
 @dataclass
-class TarConfig:
-    """Options of the ``tar`` writer."""
+class ImageConfig:
+    """How tiles become images."""
 
     format: TileFormat = option(
         TileFormat.png, help="png, which loses nothing, or jpeg, a tenth of the size."
@@ -82,6 +82,36 @@ class TarConfig:
     quality: int = option(90, help="Of JPEG: 1 (small) to 95 (nearly as it was).")
     compression_level: int = runtime(
         6, help="Of PNG: 0 (large, fast) to 9 (small, slow). The pixels are the same."
+    )
+
+
+@dataclass
+class TarConfig(ImageConfig):
+    """Options of the ``tar`` writer."""
+
+
+@dataclass
+class ImageFolderConfig(ImageConfig):
+    """Options of the ``imagefolder`` writer."""
+
+
+@dataclass
+class LmdbConfig(ImageConfig):
+    """Options of the ``lmdb`` writer."""
+
+
+@dataclass
+class WebDatasetConfig(ImageConfig):
+    """Options of the ``webdataset`` writer."""
+
+
+@dataclass
+class PatchesConfig:
+    """Options of the ``patches`` writer."""
+
+    compression: Hdf5Compression = runtime(
+        Hdf5Compression.none,
+        help="none, gzip or lzf. Plain pixels are read fastest; gzip takes about half the space.",
     )
 
 
@@ -134,5 +164,57 @@ def microtome_writers() -> Iterator[WriterSpec]:
         suffix=".tar",
         layout="file",
         folder="tiles",
+        concurrent=True,
+    )
+    yield WriterSpec(
+        name="imagefolder",
+        target="microtome_writers.imagefolder:ImageFolderWriter",
+        summary="Folders of labelled tile images by class, all slides together",
+        config=ImageFolderConfig,
+        requires=("PIL",),
+        install="pip install pillow",
+        suffix=".json",
+        layout="classes",
+        folder="imagefolder/slides",
+        consumes="labelled pixels",
+        concurrent=True,
+    )
+    yield WriterSpec(
+        name="lmdb",
+        target="microtome_writers.lmdb:LmdbWriter",
+        summary="An LMDB environment of labelled tile images a slide",
+        config=LmdbConfig,
+        requires=("PIL", "lmdb"),
+        install="pip install 'microtome[lmdb]'",
+        suffix=".lmdb",
+        layout="file",
+        folder="lmdb",
+        consumes="labelled pixels",
+        concurrent=True,
+    )
+    yield WriterSpec(
+        name="patches",
+        target="microtome_writers.patches:PatchesWriter",
+        summary="One HDF5 file of labelled tile images a slide: images, labels, coords, keys",
+        config=PatchesConfig,
+        requires=("PIL", "h5py"),
+        install="pip install h5py pillow",
+        suffix=".h5",
+        layout="file",
+        folder="labelled",
+        consumes="labelled pixels",
+        concurrent=True,
+    )
+    yield WriterSpec(
+        name="webdataset",
+        target="microtome_writers.webdataset:WebDatasetWriter",
+        summary="A WebDataset shard of labelled tile images a slide",
+        config=WebDatasetConfig,
+        requires=("PIL",),
+        install="pip install pillow",
+        suffix=".tar",
+        layout="file",
+        folder="webdataset",
+        consumes="labelled pixels",
         concurrent=True,
     )

@@ -40,7 +40,7 @@ class Hdf5Writer:
     ) -> None:
         """Write a new slide without features at a path that does not exist yet."""
         plain = plain_attributes(attributes)
-        with _open_to_write(path, "x") as file:
+        with open_to_write(path, "x") as file:
             file.attrs.update(plain)
             self._write(file, "coords", coords)
             file.create_group("features")
@@ -78,7 +78,7 @@ class Hdf5Writer:
         source: FeatureSource,
         attributes: Mapping[str, Any],
     ) -> None:
-        with _open_to_write(path, "r+") as file:
+        with open_to_write(path, "r+") as file:
             dataset = self._create(file.require_group(group), name, source.shape, source.dtype)
             dataset.attrs.update(plain_attributes(attributes))
             for start, block in blocks(source, chunk_shape(source.shape, source.dtype)[0]):
@@ -135,11 +135,11 @@ class Hdf5Slide:
         try:
             self._features = self._file["features"]
             coords, columns = self._file["coords"], dict(self._file["columns"].items())
-            self.attributes: Mapping[str, Any] = _read_attributes(self._file)
+            self.attributes: Mapping[str, Any] = read_attributes(self._file)
         except (KeyError, OSError, TypeError, ValueError) as error:
             raise StoreError(_not_ours(path, "it lacks coords or features")) from error
-        self.coords: NDArray[np.int32] = _read(coords)
-        self.columns: Mapping[str, NDArray[Any]] = {n: _read(d) for n, d in columns.items()}
+        self.coords: NDArray[np.int32] = read_dataset(coords)
+        self.columns: Mapping[str, NDArray[Any]] = {n: read_dataset(d) for n, d in columns.items()}
 
     def feature_names(self) -> list[str]:
         """List the feature sets."""
@@ -156,11 +156,11 @@ class Hdf5Slide:
         Raises:
             StoreError: If they cannot be read, or are not what was written.
         """
-        return _read(self._features[name], rows)
+        return read_dataset(self._features[name], rows)
 
     def feature_attributes(self, name: str) -> Mapping[str, Any]:
         """Read a feature set's attributes."""
-        return _read_attributes(self._features[name])
+        return read_attributes(self._features[name])
 
     def array_names(self, group: str = "") -> list[str]:
         """List the arrays beside the features, as ``group/name``; those of one group if given."""
@@ -184,11 +184,11 @@ class Hdf5Slide:
         Raises:
             StoreError: If it cannot be read, or is not what was written.
         """
-        return _read(self._array(key), rows)
+        return read_dataset(self._array(key), rows)
 
     def array_attributes(self, key: str) -> Mapping[str, Any]:
         """Read the attributes of the array ``group/name``."""
-        return _read_attributes(self._array(key))
+        return read_attributes(self._array(key))
 
     def _array(self, key: str) -> h5py.Dataset:
         split_key(key)
@@ -197,7 +197,7 @@ class Hdf5Slide:
     @property
     def passports(self) -> NDArray[np.bytes_] | None:
         """The names of the tiles, (n,) of type ``S160``; None where there are none."""
-        return _read(self._file["passports"]) if "passports" in self._file else None
+        return read_dataset(self._file["passports"]) if "passports" in self._file else None
 
     def checksums(self) -> dict[str, str]:
         """Name by dataset the checksum that guards it; empty where none does."""
@@ -220,7 +220,7 @@ class Hdf5Slide:
 
 
 @contextmanager
-def _open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
+def open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
     """Open a private file so that a full disk is an error and no more.
 
     HDF5 writes what it still holds when a file is closed. Where that fails it keeps the file
@@ -240,7 +240,12 @@ def _open_to_write(path: Path, mode: str) -> Iterator[h5py.File]:
         file.close()
 
 
-def _read(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
+def read_dataset(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
+    """Read rows of a dataset.
+
+    Raises:
+        StoreError: If they cannot be read, or are not what was written.
+    """
     try:
         values: NDArray[Any] = dataset[rows]
     except OSError as error:  # a checksum that does not fit, or the end of the file
@@ -251,7 +256,8 @@ def _read(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
     return values
 
 
-def _read_attributes(node: h5py.HLObject) -> dict[str, Any]:
+def read_attributes(node: h5py.HLObject) -> dict[str, Any]:
+    """Read attributes as plain values."""
     return {
         name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in node.attrs.items()

@@ -15,6 +15,9 @@ from microtome.plugin.protocols.running import Engine, Layout, Task
 from microtome.plugin.protocols.stages import AnnotationReader, Inspector, Reader, Segmenter, Tiler
 from microtome.plugin.protocols.stores import (
     FeatureSource,
+    PatchSink,
+    PatchWriter,
+    StoredPatches,
     StoredSlide,
     StoreWriter,
     TileSink,
@@ -37,6 +40,9 @@ __all__ = [  # noqa: RUF022
     "StoreWriter",
     "TileSink",
     "TileWriter",
+    "PatchSink",
+    "PatchWriter",
+    "StoredPatches",
     "Engine",
     "Task",
     "AnnotationReader",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -131,6 +131,97 @@ class TileSink(Protocol):
 
     def close(self) -> None:
         """Finish. Everything is on disk afterwards; the store then publishes the path."""
+
+
+class StoredPatches(Protocol):
+    """The labelled tiles of a slide, with their pixels. A context manager.
+
+    It can be pickled and lives on in a forked process: a file is opened where it is read.
+    """
+
+    slide_id: str
+    keys: Sequence[str]
+    """(n,) ``<slide>_x<X>_y<Y>``, X and Y at level 0."""
+
+    coords: NDArray[np.int32]
+    """(n, 5) ``x, y, read_w, read_h, level``, sorted by (y, x)."""
+
+    labels: NDArray[np.int16]
+    """(n,) index into ``classes``."""
+
+    classes: tuple[str, ...]
+    """Names by label; the first is the background."""
+
+    attributes: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """Count the tiles."""
+
+    def read(self, rows: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Read the pixels of some tiles, in that order: (n, h, w, 3).
+
+        Raises:
+            StoreError: If they cannot be read, or are damaged.
+        """
+
+    def close(self) -> None:
+        """Release the file; the next `read` opens it again."""
+
+    def __enter__(self) -> StoredPatches:
+        """Enter a ``with`` block."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Close on leaving a ``with`` block."""
+
+
+class PatchSink(Protocol):
+    """Takes the labelled tiles of one slide."""
+
+    def write(
+        self, coords: NDArray[np.int32], pixels: NDArray[np.uint8], labels: NDArray[np.int16]
+    ) -> None:
+        """Write tiles as `TileSink.write` does; labels (n,), none below 0."""
+
+    def record(self, attributes: Mapping[str, Any]) -> None:
+        """Take, before `close`, what the store is to give back as its record.
+
+        As `TileSink.record`, of ``layout="file"`` alone. ``attributes["labels"]`` has a label for
+        each row of ``attributes["coords"]``, ``attributes["classes"]`` their names.
+        """
+
+    def close(self) -> None:
+        """Finish. Everything is on disk afterwards; the store then publishes the path."""
+
+
+class PatchWriter(Protocol):
+    """Writes patch stores: tile images with labels. Never learns the final name.
+
+    A writer of ``layout="classes"`` makes a folder at its path with one folder for each class that
+    has tiles, and the store moves these to where the images of all slides are.
+    """
+
+    def open(self, path: Path, slide_id: str, attributes: Mapping[str, Any]) -> PatchSink:
+        """Begin one slide at a path that does not exist yet.
+
+        ``attributes["classes"]`` names the classes.
+        """
+
+    def open_patches(self, path: Path) -> StoredPatches:
+        """Open a finished slide by its final name.
+
+        Raises:
+            StoreError: If it is not a slide of this store, or is damaged.
+        """
+
+    def read_record(self, path: Path) -> Mapping[str, Any]:
+        """Give back what the store was given as its record, by its final name.
+
+        Raises:
+            StoreError: If it is no such file, or is damaged.
+        """
+
+    def damage(self, path: Path, *, deep: bool) -> Iterable[str]:
+        """Say what is wrong with the images, as `TileWriter.damage` does."""
 
 
 class TileWriter(Protocol):

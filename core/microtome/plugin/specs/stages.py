@@ -55,9 +55,15 @@ class TilerSpec(PluginSpec):
     A tiler that follows the run's target resolution has the fields ``size``, ``magnification``
     and ``mpp`` in its configuration, as the built-in grid has: the run fills them from the
     encoders' cards when the user gives none.
+
+    Attributes:
+        labels: Whether its grids may bring labels: the column ``label`` and the attribute
+            ``classes``. A run that stores images with labels is refused early without.
     """
 
     kind: ClassVar[str] = "tiler"
+
+    labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +108,15 @@ class WriterSpec(PluginSpec):
 
     Attributes:
         consumes: ``"features"`` for a store of coordinates and features (`StoreWriter`),
-            ``"pixels"`` for tile images (`TileWriter`).
+            ``"pixels"`` for tile images (`TileWriter`), ``"labelled pixels"`` for a patch store,
+            images of the tiles that have a label (`PatchWriter`).
         suffix: Of the final name, with the dot; empty for a plain folder.
-        layout: ``"file"`` or ``"directory"``: decides how the store publishes it.
-        folder: The folder under the tiling's root that holds its outputs, one a slide.
-        concurrent: Whether its `TileSink` takes tiles from several threads at once.
+        layout: ``"file"`` or ``"directory"``: decides how the store publishes it. Of a patch store
+            also ``"classes"``, folders by class that all slides share: see ``folder``.
+        folder: The folder under the tiling's root that holds its outputs, one a slide. With
+            ``layout="classes"`` it holds a record a slide, and the images lie beside it:
+            ``folder="tiles/slides"`` has them in ``tiles/images/<class>/<slide>``.
+        concurrent: Whether its sink takes tiles from several threads at once.
     """
 
     kind: ClassVar[str] = "writer"

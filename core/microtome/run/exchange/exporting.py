@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from microtome.errors import (
     IdentityError,
@@ -19,6 +22,7 @@ from microtome.errors import (
 )
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import LayoutSpec, WriterSpec
+from microtome.run.exchange.foreign import digest, hashes
 from microtome.store.atomic import publish, sweep, wrap_errors, write_json
 from microtome.store.attributes import parse_fields
 from microtome.store.exchange import LayoutFile, TiledSlide, tiled_slide
@@ -105,19 +109,23 @@ def export_output(
         force: Replace files that are there.
 
     Yields:
-        How each slide went.
+        How each slide went; those that have a file in common, when that is there.
     """
     stores = find_stores(layout, registry)
-    job = _Export(chosen, folder, registry, features, force, layout)
+    job = _Export(chosen, folder, registry, features, force, layout, stores)
     for slide_id in sorted({*stores, *find_slides(layout)}):
         try:
             if slide_id not in stores:
                 raise StoreError("there are no coordinates of it: see microtome status")
-            yield job.slide(slide_id, *stores[slide_id])
+            outcome = job.slide(slide_id)
         except OutputError:  # nor would any other slide's files be taken
             raise
         except MicrotomeError as error:
-            yield Outcome(slide_id=slide_id, state="failed", text=str(error))
+            outcome = Outcome(slide_id=slide_id, state="failed", text=str(error))
+        if not job.shares(slide_id):
+            yield outcome
+    for path in sorted(job.shared):
+        yield from job.share(path)
 
 
 def find_stores(layout: OutputLayout, registry: Registry) -> dict[str, tuple[Path, WriterSpec]]:
@@ -148,21 +156,74 @@ class _Export:
     features: Collection[str] | None
     force: bool
     output: OutputLayout
+    stores: Mapping[str, tuple[Path, WriterSpec]]
+    shared: dict[str, dict[str, _Part]] = field(default_factory=dict)
 
-    def slide(self, slide_id: str, path: Path, spec: WriterSpec) -> Outcome:
-        """Export a slide."""
+    def slide(self, slide_id: str) -> Outcome:
+        """Export the files that are a slide's own, and note those that it shares."""
+        with self._open(slide_id) as slide:
+            files = self._name_files(slide)
+            written = self._files(slide, [file for file in files if not file.shared])
+            held = [n for n in slide.features if any(n in file.features for file in files)]
+            told = ", ".join(held) or "coordinates alone"
+            outcome = Outcome(
+                slide_id=slide_id,
+                state="exported" if written else "reused",
+                text=f"{len(slide.coords)} tiles, {told}",
+                warnings=tuple(text for file in files for text in file.warnings),
+            )
+            parts = {
+                file.path: _Part(self._identity(slide, file).digest, outcome)
+                for file in files
+                if file.shared
+            }
+        for name, part in parts.items():
+            self.shared.setdefault(name, {})[slide_id] = part
+        return outcome
+
+    def shares(self, slide_id: str) -> bool:
+        """Tell whether a slide has a file in common with others."""
+        return any(slide_id in parts for parts in self.shared.values())
+
+    def share(self, path: str) -> Iterator[Outcome]:
+        """Export a file that slides have in common: whole, or not at all."""
+        parts = self.shared[path]
+        fields = {"slides": {slide_id: part.identity for slide_id, part in parts.items()}}
+        record = _Record(self.folder, path, make_identity("export", fields))
+        try:
+            there = record.holds(self.force)
+            if not there:
+                self._write(record, lambda private: self._write_all(private, path))
+        except OutputError:
+            raise
+        except MicrotomeError as error:
+            for part in parts.values():
+                yield replace(part.outcome, state="failed", text=str(error))
+            return
+        for part in parts.values():
+            state = "exported" if not there or part.outcome.state == "exported" else "reused"
+            yield replace(part.outcome, state=state)
+
+    @contextmanager
+    def _open(self, slide_id: str) -> Iterator[TiledSlide]:
+        path, spec = self.stores[slide_id]
         with self.registry.create("writer", spec.name).open_stored(path) as stored:
             names = self._names(slide_id, stored.feature_names())
             _refuse_names(path, names)
             tissue = self._tissue(slide_id, stored.attributes)
-            slide = tiled_slide(slide_id, stored, names, tissue)
-            held = {**slide.features, **slide.embeddings}
-            identities = {key: str(each.attributes.get("identity")) for key, each in held.items()}
-            with self.registry.blame("layout", self.chosen.spec.name, "used to export"):
-                written = self._files(slide, list(self.chosen.layout.files(slide)), identities)
-        told = ", ".join(names) or "coordinates alone"
-        state = "exported" if written else "reused"
-        return Outcome(slide_id=slide_id, state=state, text=f"{len(slide.coords)} tiles, {told}")
+            yield tiled_slide(slide_id, stored, names, tissue)
+
+    def _name_files(self, slide: TiledSlide) -> list[LayoutFile]:
+        with self.registry.blame("layout", self.chosen.spec.name, "used to export"):
+            return list(self.chosen.layout.files(slide))
+
+    def _write_all(self, private: Path, path: str) -> None:
+        for slide_id, part in sorted(self.shared[path].items()):
+            with self._open(slide_id) as slide:
+                files = [file for file in self._name_files(slide) if file.path == path]
+                if [self._identity(slide, file).digest for file in files] != [part.identity]:
+                    raise StoreError(f"{slide_id} changed while it was exported. Export again.")
+                files[0].write(private)
 
     def _tissue(self, slide_id: str, attributes: Mapping[str, Any]) -> Path | None:
         """Find the tissue that tiles were placed on: what a run left of it, and nobody deleted."""
@@ -182,33 +243,53 @@ class _Export:
             )
         return tuple(name for name in there if name in self.features)
 
-    def _files(
-        self, slide: TiledSlide, files: list[LayoutFile], identities: Mapping[str, str]
-    ) -> int:
+    def _files(self, slide: TiledSlide, files: list[LayoutFile]) -> int:
         """Publish what is not there yet; all is refused before anything is written."""
         missing = []
         for file in files:
-            made_of = {name: identities[name] for name in (*file.features, *file.embeddings)}
-            record = _Record(self.folder, file.path, self._identity(slide, made_of))
+            record = _Record(self.folder, file.path, self._identity(slide, file))
             if not record.holds(self.force):
                 missing.append((file, record))
         for file, record in missing:
-            final = record.final
-            record.announce()
-            sweep(final.parent)
-            check = record.check
-            with publish(final, layout=file.layout, confirm=check) as private, wrap_errors(final):
-                file.write(private)
-            record.confirm()
+            self._write(record, file.write, layout=file.layout)
         return len(missing)
 
-    def _identity(self, slide: TiledSlide, features: Mapping[str, str]) -> Identity:
-        fields = {
+    def _write(
+        self, record: _Record, write: Callable[[Path], None], *, layout: str = "file"
+    ) -> None:
+        final = record.final
+        record.announce()
+        sweep(final.parent)
+        with (
+            publish(final, layout=layout, confirm=record.check) as private,
+            self.registry.blame("layout", self.chosen.spec.name, "used to export"),
+            wrap_errors(final),
+        ):
+            write(private)
+        record.confirm()
+
+    def _identity(self, slide: TiledSlide, file: LayoutFile) -> Identity:
+        held = {**slide.features, **slide.embeddings, **slide.predictions}
+        names = (*file.features, *file.embeddings, *file.predictions)
+        fields: dict[str, Any] = {
             "layout": describe(self.chosen.spec, self.chosen.config),
             "coords": slide.identity,
-            "features": dict(features),
+            "features": {name: str(held[name].attributes.get("identity")) for name in names},
         }
+        if file.columns:
+            columns = {name: digest(np.asarray(slide.columns[name])) for name in file.columns}
+            fields["columns"] = columns | {"classes": slide.attributes.get("classes")}
+        if file.tissue and slide.tissue is not None:
+            fields["tissue"] = hashes((slide.tissue,))[slide.tissue.name]
         return make_identity("export", fields)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A slide of a file that slides have in common."""
+
+    identity: str
+    outcome: Outcome
 
 
 class _Record:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +95,28 @@ def hashes(paths: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    found = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
+    try:
+        if not path.is_dir():
+            about = path.stat()
+            return _hash_file(path, about.st_size, about.st_mtime_ns)
+        found = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
             found.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-        try:
-            with file.open("rb") as opened:
-                while block := opened.read(_BLOCK):
-                    found.update(block)
-        except OSError as error:
-            raise LayoutError(f"{file} cannot be read: {error.strerror or error}.") from error
+            _update(found, file)
+    except OSError as error:
+        where = os.fsdecode(error.filename or path)
+        raise LayoutError(f"{where} cannot be read: {error.strerror or error}.") from error
     return found.hexdigest()
+
+
+@lru_cache(maxsize=4)  # one file may hold every slide
+def _hash_file(path: Path, size: int, changed: int) -> str:
+    found = hashlib.sha256()
+    _update(found, path)
+    return found.hexdigest()
+
+
+def _update(found: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as opened:
+        while block := opened.read(_BLOCK):
+            found.update(block)

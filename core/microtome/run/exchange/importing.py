@@ -298,8 +298,11 @@ class _Import:
         )
         if read.ref is None and not slide.source:
             attributes |= {"wsi_path": None, "filename": None}
+        if read.ref is None:
+            del attributes["bounds"]  # nobody looked
         if not slide.info.width:
             attributes |= {"level0_width": None, "level0_height": None}
+        attributes |= slide.attributes
         spec = self.registry.find("writer", self.options.writer).spec
         return attributes | {
             "reader": "import",

@@ -294,6 +294,7 @@ def _slide(found: Found, config: RunConfig, mpp: tuple[float, str] | None) -> Sl
         mpp=value,
         mpp_source=source,
         mask_path=entry.mask_path if entry else None,
+        annotation_path=entry.annotation_path if entry else None,
         companions=found.files.companions,
         extra=(dict(entry.extra) if entry else {}) | _patient_of(slide_id, config),
         source=found.url,

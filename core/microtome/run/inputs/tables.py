@@ -23,6 +23,8 @@ SLIDE_COLUMNS = ("slide", "wsi", "slide_path", "wsi_path", "image_path", "path",
 
 MASK_COLUMNS = ("mask_path", "mask")
 
+ANNOTATION_COLUMNS = ("annotation_path", "annotation", "annotations")
+
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -50,6 +52,7 @@ class ManifestEntry:
         slide_id: As written, or None.
         mpp: Level-0 µm per pixel, or None.
         mask_path: Absolute, or None.
+        annotation_path: Absolute, or None; whether it is there is asked where it is wanted.
         extra: The other columns.
         problem: Why this slide cannot be done, or empty.
         url: Where the slide lies, if that is no path.
@@ -60,6 +63,7 @@ class ManifestEntry:
     slide_id: str | None = None
     mpp: float | None = None
     mask_path: Path | None = None
+    annotation_path: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
     url: str = ""
@@ -69,19 +73,22 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     """Read a manifest: a CSV with a header, one slide a row.
 
     Columns: the slide (`SLIDE_COLUMNS`), and if wanted ``slide_id``, ``mpp`` (µm per level-0
-    pixel) and ``mask_path``; others are kept as text. A relative path is looked for beside the
-    manifest first, then in the working directory. Comma, semicolon or tab separated; UTF-8, or
-    UTF-16 with its byte order mark, as spreadsheets write it.
+    pixel), ``mask_path`` and ``annotation_path``; others are kept as text. A relative path is
+    looked for beside the manifest first, then in the working directory. Comma, semicolon or tab
+    separated; UTF-8, or UTF-16 with its byte order mark, as spreadsheets write it.
 
     Raises:
         InputError: Naming file and line.
     """
     rows = list(_rows(path))
     slide = _column(path, rows, SLIDE_COLUMNS)
-    mask = next((name for name in MASK_COLUMNS if name in rows[0].values), "")
+    mask, annotation = (
+        next((name for name in names if name in rows[0].values), "")
+        for names in (MASK_COLUMNS, ANNOTATION_COLUMNS)
+    )
     entries: dict[str, ManifestEntry] = {}
     for row in rows:
-        entry = _entry(path.parent, row, slide, mask)
+        entry = _entry(path.parent, row, slide=slide, mask=mask, annotation=annotation)
         key = entry.url or os.path.realpath(entry.path)
         if key in entries:
             named = entry.url or entry.path
@@ -90,9 +97,25 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     return list(entries.values())
 
 
-def _entry(folder: Path, row: Row, slide: str, mask: str) -> ManifestEntry:
+def read_table(path: Path, *columns: Sequence[str]) -> list[Row]:
+    """Read any table as a manifest is read.
+
+    Args:
+        path: A CSV with a header.
+        *columns: Names of a column each, one of which must be there.
+
+    Raises:
+        InputError: Naming file and line.
+    """
+    rows = list(_rows(path))
+    for names in columns:
+        _column(path, rows, names)
+    return rows
+
+
+def _entry(folder: Path, row: Row, *, slide: str, mask: str, annotation: str) -> ManifestEntry:
     values = dict(row.values)
-    name, mask_name = values.pop(slide), values.pop(mask, "")
+    name, mask_name, outlines = values.pop(slide), values.pop(mask, ""), values.pop(annotation, "")
     mpp, slide_id = values.pop("mpp", ""), values.pop("slide_id", "")
     if not name:
         raise InputError(f"{row.where}: the column {slide!r} is empty.")
@@ -107,6 +130,7 @@ def _entry(folder: Path, row: Row, slide: str, mask: str) -> ManifestEntry:
         slide_id=slide_id or None,
         mpp=_positive(mpp, row) if mpp else None,
         mask_path=mask_path,
+        annotation_path=_find(folder, outlines) if outlines else None,
         extra=values,
         problem=f"{row.where}: {describe_missing(missing[0])}" if missing else "",
         url=url,

@@ -16,6 +16,7 @@ from microtome.plugin.registry import Registry
 from microtome.plugin.specs import EncoderCard, SegmenterSpec, TilerSpec
 from microtome.run.planning.budget import Threads, cpu_budget, share_threads
 from microtome.run.planning.encoders import PlannedEncoder, configured, plan_encoders
+from microtome.run.planning.labels import check_labels
 from microtome.run.planning.models import (
     PlannedModel,
     PlannedPatientEncoder,
@@ -133,6 +134,7 @@ def check_run(config: RunConfig, registry: Registry) -> None:
         PluginError: If a plugin is unknown, broken or misses a library.
         InputError: If the mpp CSV is not there.
     """
+    check_labels(config)
     for each in check_settings(config, registry) if config.task == "process" else ():
         for kind in ("encoder", "slide_encoder", "patient_encoder"):
             for choice in getattr(each, f"{kind}s"):
@@ -158,6 +160,7 @@ def check_settings(config: RunConfig, registry: Registry) -> tuple[RunConfig, ..
     plan_writers(config, registry)
     for choice in config.inspectors:
         registry.load("inspector", choice.plugin)
+    check_labels(config)
     passes = solve(config, registry)
     if config.mpp_csv is not None and not config.mpp_csv.is_file():
         raise InputError(f"There is no file mpp_csv={config.mpp_csv}.")
@@ -172,6 +175,7 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         PluginError: If a plugin is unknown, broken or misses a library.
         EncoderError: If an encoder's model is not what it says.
     """
+    check_labels(config)
     notes = list(config.derived)
     encoders = plan_encoders(config, registry, notes)
     cards = {encoder.name: encoder.card for encoder in encoders}

@@ -8,12 +8,14 @@ from typing import Any
 
 from microtome.errors import ConfigError
 from microtome.plugin.options import configure
-from microtome.plugin.protocols import StoreWriter, TileWriter
+from microtome.plugin.protocols import PatchWriter, StoreWriter, TileWriter
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
+from microtome.run.planning.labels import wants_labels
 from microtome.run.settings import RunConfig
 from microtome.store.arrays import keeps_arrays
 from microtome.store.identity import describe
+from microtome.store.patches import LABELLED
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +44,12 @@ class PlannedStore(PlannedWriter):
 class PlannedImages(PlannedWriter):
     """A writer of tile images."""
 
-    writer: TileWriter
+    writer: TileWriter | PatchWriter
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it takes the tiles that have a label, with it."""
+        return self.spec.consumes == LABELLED
 
 
 def plan_writers(
@@ -68,7 +75,7 @@ def plan_writers(
         }
         if spec.consumes == "features":
             stores.append(PlannedStore(**common))
-        elif spec.consumes == "pixels":
+        elif spec.consumes in ("pixels", LABELLED):
             images.append(PlannedImages(**common))
         else:
             raise ConfigError(
@@ -90,9 +97,25 @@ def plan_writers(
             "Quality columns need a writer that keeps them: add one to writer=[…], or drop tiles "
             "by them with quality.drop=true."
         )
+    _refuse_unlabelled(config, images, registry)
     _refuse_lost_arrays(config, stores)
     _refuse_shared_paths([*stores, *images])
     return tuple(stores), tuple(images)
+
+
+def _refuse_unlabelled(
+    config: RunConfig, images: Sequence[PlannedImages], registry: Registry
+) -> None:
+    """Refuse before any work to store images with labels where nothing can label them."""
+    names = [image.name for image in images if image.labelled]
+    if not names or wants_labels(config):
+        return
+    spec = registry.find("tiler", config.tiler.plugin).spec
+    if not getattr(spec, "labels", False):
+        raise ConfigError(
+            f"writer={names[0]} stores tiles with their labels, and nothing labels them: give "
+            "annotations=FOLDER and labels.classes.NAME=[GROUP,…], or a tiler that brings labels."
+        )
 
 
 def _refuse_lost_arrays(config: RunConfig, stores: Sequence[PlannedStore]) -> None:

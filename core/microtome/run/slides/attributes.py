@@ -113,6 +113,7 @@ def tile_attributes(
         "resample": geometry.resample,
         "resample_version": RESAMPLE_VERSION,
         "background": list(info.background),
+        "bounds": None if info.bounds is None else list(info.bounds),
         "reader": info.reader,
         "microtome_version": __version__,
         "provenance": dict(provenance()),

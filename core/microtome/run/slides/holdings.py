@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from microtome.run.planning.plan import RunPlan
 from microtome.run.planning.writers import PlannedImages, PlannedStore
 from microtome.run.slides.dense import list_undense, wanted_arrays
 from microtome.run.slides.identities import (
+    differs_by_labels,
     feature_identity,
     image_identity,
     refuse_difference,
@@ -33,6 +34,8 @@ from microtome.store.arrays import array_names
 from microtome.store.atomic import restore
 from microtome.store.attributes import parse_fields, parse_json, read_images_record
 from microtome.store.identity import Identity, difference
+from microtome.store.labels import LABELS_IDENTITY, tell_labels
+from microtome.store.patches import PatchRecord
 from microtome.store.quality import (
     REASON,
     Scores,
@@ -62,6 +65,7 @@ class StoreHolding:
         quality: What is there of inspectors, also of those that the run does not have.
         unscored: Names of the inspectors whose columns are to be added.
         relimited: Whether limits on columns that are there have changed.
+        relabelled: Whether labels are to be added, or made anew.
         ungrouped: Names of the feature sets to add by region.
         unembedded: Names of the slide encoders whose arrays are to be added.
         undense: Token grids and attention to add, as ``group/name``.
@@ -77,6 +81,7 @@ class StoreHolding:
     quality: Mapping[str, Scores] = field(default_factory=lambda: MappingProxyType({}))
     unscored: tuple[str, ...] = ()
     relimited: bool = False
+    relabelled: bool = False
     bare: bool = False
     ungrouped: tuple[str, ...] = ()
     unembedded: tuple[str, ...] = ()
@@ -95,7 +100,8 @@ class StoreHolding:
     @property
     def complete(self) -> bool:
         """Whether there is nothing to write."""
-        return self.computed and not (self.relimited or self.ungrouped or self.unembedded)
+        changed = self.relimited or self.relabelled
+        return self.computed and not (changed or self.ungrouped or self.unembedded)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,6 +140,12 @@ class Holdings:
         return {}
 
     @property
+    def labels(self) -> dict[str, int]:
+        """How many tiles of what is there are of which class."""
+        told = (tell_labels(holding.columns, holding.attributes) for holding in self.stores)
+        return next((counts for counts in told if counts), {})
+
+    @property
     def dropped(self) -> dict[str, int]:
         """How many tiles were left out by their pixels when what is there was made."""
         told = (parse_json(holding.attributes.get(DROPPED)) for holding in self.stores)
@@ -160,7 +172,15 @@ class Holdings:
         return frozenset(key for holding in self.stores for key in holding.undense)
 
 
-def take_stock(plan: RunPlan, ref: SlideRef, slide_print: str, coords: Identity) -> Holdings:
+def take_stock(
+    plan: RunPlan,
+    ref: SlideRef,
+    slide_print: str,
+    coords: Identity,
+    *,
+    labels: str = "",
+    labelled: str = "",
+) -> Holdings:
     """Look at what is there.
 
     Args:
@@ -168,14 +188,23 @@ def take_stock(plan: RunPlan, ref: SlideRef, slide_print: str, coords: Identity)
         ref: The slide.
         slide_print: Its fingerprint.
         coords: The identity of its coordinates in this run.
+        labels: As of `label_digest`.
+        labelled: The identity of its labels, in a run that gives some.
 
     Raises:
         IdentityError: If what is there is of another slide or another configuration.
     """
     stores = tuple(_hold(plan, store, ref, slide_print, coords) for store in plan.stores)
-    records = [(i, _image_record(plan, i, ref, slide_print, coords)) for i in plan.images]
+    if labelled:
+        stores = tuple(_with_labels(holding, labelled) for holding in stores)
+    wanted = {image.name: image_identity(image, coords, labels) for image in plan.images}
+    records = [(i, _image_record(plan, i, ref, slide_print, wanted[i.name])) for i in plan.images]
     held = [holding.coords for holding in stores if holding.coords is not None]
-    held += [_image_coords(record) for _, record in records if record is not None]
+    held += [
+        _image_coords(image, record, plan.layout.slide(image.spec, ref.slide_id))
+        for image, record in records
+        if record is not None
+    ]
     return Holdings(
         stores=stores,
         images=tuple(image for image, record in records if record is None),
@@ -239,6 +268,11 @@ def _hold(
             ungrouped=list_ungrouped(plan, stored, path, wanted),
             undense=list_undense(plan, stored, path, wanted),
         )
+
+
+def _with_labels(holding: StoreHolding, labels: str) -> StoreHolding:
+    """See whether a store lacks the labels of an identity."""
+    return replace(holding, relabelled=holding.attributes.get(LABELS_IDENTITY) != labels)
 
 
 def _list_unembedded(
@@ -312,7 +346,7 @@ def _refuse_other_options(path: Path, attributes: Mapping[str, Any], store: Plan
 
 
 def _image_record(
-    plan: RunPlan, image: PlannedImages, ref: SlideRef, slide_print: str, coords: Identity
+    plan: RunPlan, image: PlannedImages, ref: SlideRef, slide_print: str, wanted: Identity
 ) -> Mapping[str, Any] | None:
     """Read the record of a slide's images; None where they are to be made."""
     path = plan.layout.slide(image.spec, ref.slide_id)
@@ -321,12 +355,15 @@ def _image_record(
         return None
     record = read_images_record(path, image.spec, image.writer)
     _refuse_other_slide(path, record, ref, slide_print)
-    wanted = image_identity(image, coords)
+    if differs_by_labels(record, wanted):
+        return None  # what people drew has changed, and nobody wants both
     refuse_difference(str(path), record, wanted, apart="a tiler.name")
     return record
 
 
-def _image_coords(record: Mapping[str, Any]) -> NDArray[np.int32]:
+def _image_coords(image: PlannedImages, record: Mapping[str, Any], path: Path) -> NDArray[np.int32]:
+    if image.labelled:
+        return PatchRecord.parse(record, path).tiles
     return np.asarray(json.loads(record["coords"]), dtype=np.int32).reshape(-1, 5)
 
 

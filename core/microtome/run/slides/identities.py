@@ -6,25 +6,30 @@ features and images on the coordinates.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from microtome.errors import IdentityError, MicrotomeError
 from microtome.plugin.protocols import StoredSlide
 from microtome.run.planning.encoders import PlannedEncoder
+from microtome.run.planning.labels import find_file, label_fields, wants_labels
 from microtome.run.planning.models import PlannedModel
 from microtome.run.planning.plan import RunPlan
 from microtome.run.planning.quality import PlannedInspector
 from microtome.run.planning.writers import PlannedImages
 from microtome.run.settings import FilterSettings, TissueSettings
 from microtome.run.slides.attributes import RESAMPLE_VERSION
+from microtome.slide.labels import CLASSES, LABEL
 from microtome.slide.opening import OpenedSlide
-from microtome.slide.types import SlideRef
+from microtome.slide.types import SlideRef, TileGrid
 from microtome.store.arrays import array_names
-from microtome.store.attributes import parse_fields
+from microtome.store.attributes import parse_fields, parse_list
 from microtome.store.identity import (
     SPEC_FIELDS,
     Identity,
@@ -37,6 +42,9 @@ from microtome.store.identity import (
 VERSIONS = {"view": 1, "cleaning": 1, "filter": 1, "resample": RESAMPLE_VERSION}
 """Of the core's own steps, part of every identity that they touch: raised when results change."""
 
+
+LABELS = "labels"
+"""Field of the identity of images that are stored with labels."""
 
 BAG_VERSION = 1
 """Of how tiles become a bag, part of the identity of every embedding of a slide."""
@@ -152,15 +160,43 @@ def _read(plan: RunPlan, planned: PlannedModel, coords: Identity) -> dict[str, s
     }
 
 
-def image_identity(image: PlannedImages, coords: Identity) -> Identity:
-    """Identify a slide's tile images."""
+def image_identity(image: PlannedImages, coords: Identity, labels: str) -> Identity:
+    """Identify a slide's tile images.
+
+    Args:
+        image: Their writer.
+        coords: Of the tiles.
+        labels: As of `label_digest`: part of the identity of images that are stored with labels.
+    """
     fields = {
         "coords": dict(coords.fields),
         "coords_identity": coords.digest,
         "writer": image.fields,
         "versions": {"resample": VERSIONS["resample"]},
+        **({LABELS: labels} if image.labelled else {}),
     }
     return make_identity("images", fields)
+
+
+def differs_by_labels(attributes: Mapping[str, Any], wanted: Identity) -> bool:
+    """Tell whether images that are there differ from those wanted by their labels alone."""
+    there, labels = parse_fields(attributes), wanted.fields.get(LABELS)
+    if labels is None or there.get(LABELS) == labels:
+        return False
+    return make_identity("images", {**there, LABELS: labels}).digest == wanted.digest
+
+
+def label_digest(grid: TileGrid) -> str:
+    """Hash the labels of tiles and the classes that they count; empty where there are none.
+
+    By what they are and not by what made them: images are made again when a label changes.
+    """
+    if LABEL not in grid.columns:
+        return ""
+    labels = np.ascontiguousarray(grid.columns[LABEL], "<i2")
+    classes = [str(name) for name in parse_list(grid.attributes.get(CLASSES))]
+    fields = {CLASSES: classes, LABELS: hashlib.sha256(labels.tobytes()).hexdigest()}
+    return make_identity("labels", fields).digest
 
 
 def asked_for(plan: RunPlan, ref: SlideRef) -> str:
@@ -202,6 +238,10 @@ def asked_for(plan: RunPlan, ref: SlideRef) -> str:
         fields["quality"] = {"drop": config.quality.drop, "inspectors": _with_limits(plan)}
     if tiles := _upstream(plan, ref):
         fields["tiles"] = tiles
+    if wants_labels(config):
+        with suppress(MicrotomeError):  # what is wrong with its file is told of the slide itself
+            file = find_file(config, ref, plan.registry)
+            fields["labels"] = label_fields(config.labels, file, plan.registry)
     return make_identity("asked", fields).digest
 
 

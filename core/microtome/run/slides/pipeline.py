@@ -21,6 +21,7 @@ from microtome.errors import (
     StoreError,
 )
 from microtome.run.inputs.changes import Unchanged
+from microtome.run.planning.labels import wants_labels
 from microtome.run.planning.plan import RunPlan
 from microtome.run.planning.target import check_regions
 from microtome.run.progress import Reporter
@@ -30,9 +31,11 @@ from microtome.run.slides.holdings import take_stock
 from microtome.run.slides.identities import (
     asked_for,
     coords_identity,
+    label_digest,
     score_identity,
     slide_identity,
 )
+from microtome.run.slides.labels import SlideLabels, count_kept, find_labels, tell_renewal
 from microtome.run.slides.overlays import draw_overlays
 from microtome.run.slides.production import Production
 from microtome.run.slides.tissue import TissueFiles, find_tissue
@@ -41,6 +44,7 @@ from microtome.slide.clock import accounted
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.types import SlideRef, TileGrid, TissueMask
 from microtome.store.identity import Identity, fingerprint
+from microtome.store.labels import LABELS
 from microtome.store.status import FAILED, SlideStatus, read_status, write_status
 
 
@@ -126,6 +130,7 @@ class SlideWork:
         tiles: Number of tiles, once known.
         dropped: Tiles left out by their pixels, by reason.
         reasons: Tiles that are kept although there is a reason against them, by reason.
+        labels: Tiles of each class, where they are labelled.
         tiles_per_second: Of the pass over the pixels, once it is done.
         wrote: Whether anything was computed.
         reader: Which reader, once open.
@@ -150,6 +155,7 @@ class SlideWork:
     tiles: int | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
     tiles_per_second: float | None = None
     wrote: bool = False
     reader: str = ""
@@ -183,23 +189,42 @@ class SlideWork:
             }
             if not len(grid):
                 self.warnings.append(_why_empty(slide, mask, grid))
+        labels, grid = self._find_labels(slide, grid, identity)
         with self.timed("check"):
-            holdings = take_stock(self.plan, self.ref, self.fingerprint, identity)
+            holdings = take_stock(
+                self.plan,
+                self.ref,
+                self.fingerprint,
+                identity,
+                labels=label_digest(grid),
+                labelled=self.identities.get(LABELS, ""),
+            )
             self.outputs |= {
                 writer.name: self.plan.layout.slide(writer.spec, self.ref.slide_id)
                 for writer in self.plan.writers
             }
             self.warnings += holdings.warnings
             self.dropped, self.reasons = holdings.dropped, holdings.reasons
+            self.labels = holdings.labels
         if holdings.complete:
             coords = grid.coords if holdings.coords is None else holdings.coords
         else:
             if self.plan.encoders and hasattr(self.plan.segmenter, "release"):
                 self.plan.segmenter.release()
+            if labels is not None:
+                with self.timed("labels"):
+                    grid = labels.on(grid)
+                self.warnings += [*labels.warnings, *tell_renewal(holdings, labels)]
             production = Production(
-                work=self, slide=slide, grid=grid, identity=identity, holdings=holdings
+                work=self,
+                slide=slide,
+                grid=grid,
+                identity=identity,
+                holdings=holdings,
+                labels=labels,
             )
             coords = production.run()
+            self.labels = count_kept(grid, coords, labels) or self.labels
             self.wrote = True
             if len(grid) and not len(coords):
                 told = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
@@ -212,6 +237,18 @@ class SlideWork:
             }
         whole = len(coords) == len(grid)
         self._overlays(slide, mask, grid if whole else replace(grid, coords=coords, columns={}))
+
+    def _find_labels(
+        self, slide: OpenedSlide, grid: TileGrid, coords: Identity
+    ) -> tuple[SlideLabels | None, TileGrid]:
+        """Find what labels the tiles; they have their labels where images depend on them."""
+        if not wants_labels(self.plan.config):
+            return None, grid
+        with self.timed("labels"):
+            labels = find_labels(self.plan, self.ref, slide.info, grid.geometry, coords)
+            self.identities[LABELS] = labels.identity.digest
+            by_label = any(image.labelled for image in self.plan.images)
+            return labels, labels.on(grid) if by_label else grid
 
     @property
     def is_own(self) -> bool:
@@ -270,6 +307,7 @@ class SlideWork:
             tiles=self.tiles,
             dropped=dict(self.dropped),
             reasons=dict(self.reasons),
+            labels=dict(self.labels),
             seconds={stage: round(value, 3) for stage, value in self.seconds.items()},
             profile=rounded(self.profile),
             tiles_per_second=self.tiles_per_second,

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import EncoderError
-from microtome.plugin.protocols import EncoderOutput, Reader, TileSink
+from microtome.plugin.protocols import EncoderOutput, PatchSink, Reader, TileSink
 from microtome.plugin.specs import Transform
 from microtome.run.planning.budget import ONE_EACH, Threads, hold_pools
 from microtome.run.planning.devices import describe_way_out
@@ -68,20 +69,36 @@ class Sink:
         sink: The object.
         concurrent: Whether it takes tiles from several threads at once.
         final: What the images become; for messages.
+        labels: (n,) over the grid, of a sink that takes the tiles with a label; -1 for none.
     """
 
-    sink: TileSink
+    sink: TileSink | PatchSink
     concurrent: bool = False
     final: Path = Path()
+    labels: NDArray[np.int16] | None = None
 
-    def write(self, coords: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
+    def write(
+        self, rows: NDArray[np.int64], coords: NDArray[np.int32], pixels: NDArray[np.uint8]
+    ) -> None:
         """Write some tiles.
+
+        Args:
+            rows: (n,) of the grid.
+            coords: (n, 5) of these.
+            pixels: (n, h, w, 3) of these.
 
         Raises:
             StoreError: If they cannot be written.
         """
+        given: tuple[Any, ...] = (coords, pixels)
+        if self.labels is not None:
+            labels = self.labels[rows]
+            known = labels >= 0
+            if not known.any():
+                return
+            given = (coords[known], pixels[known], labels[known])
         with timed("write"), wrap_errors(self.final):
-            self.sink.write(coords, pixels)
+            self.sink.write(*given)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -158,7 +175,9 @@ class PixelPass:
                     for batch in read:
                         chosen = _kept(batch)
                         batch.in_use = [
-                            writer.submit(sink.write, self._coords[chosen.rows], chosen.pixels)
+                            writer.submit(
+                                sink.write, chosen.rows, self._coords[chosen.rows], chosen.pixels
+                            )
                             for sink in self.sinks
                             if not sink.concurrent
                         ]
@@ -205,7 +224,7 @@ class PixelPass:
             coords = self._coords[rows]
             for sink in self.sinks:
                 if sink.concurrent:
-                    sink.write(coords, pixels)
+                    sink.write(rows, coords, pixels)
             for encoding in self._by_workers:
                 for begun in _begin(*encoding, rows, TileBatch(pixels, coords)):
                     begun.land()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, StoreError
-from microtome.plugin.protocols import TileSink
 from microtome.run.planning.budget import Threads
 from microtome.run.planning.encoders import PlannedEncoder
 from microtome.run.planning.outputs import EMBEDDING, check_space
 from microtome.run.planning.quality import Inspection
-from microtome.run.planning.writers import PlannedImages
 from microtome.run.slides.attributes import feature_attributes, slide_attributes
 from microtome.run.slides.dense import (
     dense_attributes,
@@ -28,20 +26,20 @@ from microtome.run.slides.dense import (
 )
 from microtome.run.slides.embedding import SlideStage
 from microtome.run.slides.holdings import DROPPED, Holdings, StoreHolding, list_unscored
-from microtome.run.slides.identities import feature_identity, image_identity, score_identity
-from microtome.run.slides.pixels import PixelPass, Scratches, Sink
+from microtome.run.slides.identities import feature_identity, score_identity
+from microtome.run.slides.images import SlideImages
+from microtome.run.slides.labels import SlideLabels
+from microtome.run.slides.pixels import PixelPass, Scratches
 from microtome.run.slides.regions import grouped_features, region_arrays, region_attributes
 from microtome.slide.clock import timed
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import TileGrid
-from microtome.store.atomic import wrap_errors
-from microtome.store.attributes import sealed, write_folder_record
 from microtome.store.identity import Identity
+from microtome.store.labels import LABELS_IDENTITY
 from microtome.store.publish import (
     FeatureScratch,
     FeatureSet,
     SlideContent,
-    publish,
     publish_slide,
 )
 from microtome.store.quality import (
@@ -70,6 +68,7 @@ class Production:
         grid: Its tiles.
         identity: Of the grid.
         holdings: What is there already.
+        labels: What labels its tiles, in a run that does.
     """
 
     work: SlideWork
@@ -77,6 +76,7 @@ class Production:
     grid: TileGrid
     identity: Identity
     holdings: Holdings
+    labels: SlideLabels | None = None
 
     def run(self) -> NDArray[np.int32]:
         """Read the tiles once if anything needs them, and publish what was missing.
@@ -87,7 +87,7 @@ class Production:
         holdings, identity = self.holdings, self.identity
         self._refuse_too_many()
         attributes = slide_attributes(self.slide, self.grid.geometry, identity, len(self.grid))
-        attributes |= region_attributes(self.grid)
+        attributes |= region_attributes(self.grid) | dict(self.grid.attributes)
         stage = SlideStage(
             work=self.work, attributes=dict(attributes), identity=identity, holdings=holdings
         )
@@ -102,6 +102,13 @@ class Production:
             for encoder in self.work.plan.encoders
             if encoder.name in holdings.missing or list_lacking(encoder, holdings.undense)
         ]
+        images = SlideImages(
+            work=self.work,
+            grid=self.grid,
+            identity=identity,
+            writers=holdings.images,
+            attributes={**attributes, **self.grid.attributes},
+        )
         with ExitStack() as stack:
             scratches = self._scratches(encoders, stack)
             inspection = self._inspection()
@@ -110,14 +117,7 @@ class Production:
                 filter=self.work.plan.config.filter,
                 inspection=inspection,
                 encoders=list(zip(encoders, scratches, strict=True)),
-                sinks=[
-                    Sink(
-                        stack.enter_context(self._sink(image, attributes)),
-                        image.spec.concurrent,
-                        self.work.plan.layout.slide(image.spec, self.work.ref.slide_id),
-                    )
-                    for image in holdings.images
-                ],
+                sinks=[stack.enter_context(images.open(image)) for image in images.writers],
                 batch_size=self.work.plan.config.batch_size,
                 threads=self.work.plan.share_threads(encoders),
                 advance=partial(self.work.reporter.advance, self.work.ref.slide_id),
@@ -125,9 +125,7 @@ class Production:
             content = self._with_outputs(self._content(passed, attributes), passed)
             arrays = stage.run(content.coords, content.features)
             self._publish_all(replace(content, arrays={**content.arrays, **arrays}))
-            # What a sink's folder says of its tiles is known only now.
-            attributes |= {"num_patches": len(content.coords), "coords": content.coords.tolist()}
-            attributes |= {DROPPED: passed.dropped} if passed.dropped else {}
+            images.tell(content, passed.dropped)
         stage.raise_failures()  # what else there is was published: features take hours
         return content.coords
 
@@ -250,24 +248,6 @@ class Production:
             )
         return shapes
 
-    @contextmanager
-    def _sink(self, image: PlannedImages, attributes: Mapping[str, Any]) -> Iterator[TileSink]:
-        identity = image_identity(image, self.identity)
-        final = self.work.plan.layout.slide(image.spec, self.work.ref.slide_id)
-        own = {"identity": identity.digest, "identity_fields": dict(identity.fields)}
-        with publish(final, layout=image.spec.layout) as path:
-            with wrap_errors(final):
-                sink = image.writer.open(path, self.work.ref.slide_id, attributes)
-            yield sink
-            record = sealed({**attributes, **own})
-            in_file = image.spec.layout == "file"
-            with wrap_errors(final):
-                if in_file:
-                    sink.record(record)
-                sink.close()
-            if not in_file:
-                write_folder_record(path, record)
-
     def _publish_all(self, content: SlideContent) -> None:
         with self.work.timed("write"), timed("write"):
             for holding in self.holdings.stores:
@@ -293,7 +273,7 @@ class Production:
                 **{key: content.arrays[key] for key in holding.undense},
             },
         )
-        whole = self._judged(whole, {**holding.quality, **self._scores()})
+        whole = self._labelled(self._judged(whole, {**holding.quality, **self._scores()}))
         with grouped_features(self.grid, holding, content.features) as grouped:
             whole = replace(whole, arrays={**whole.arrays, **grouped})
             dropped = publish_slide(
@@ -331,10 +311,16 @@ class Production:
             columns={**content.columns, **found.columns},
             attributes={**content.attributes, **found.attributes},
         )
-        revised = self._judged(both, {**there, **mine})
+        revised = self._labelled(self._judged(both, {**there, **mine}))
         limits_stay = all(n in there and there[n].limits == mine[n].limits for n in mine)
-        same = limits_stay and revised.columns.keys() == found.columns.keys()
+        made_of = (each.attributes.get(LABELS_IDENTITY) for each in (revised, found))
+        labels_stay = len({*made_of}) == 1
+        same = limits_stay and labels_stay and revised.columns.keys() == found.columns.keys()
         return None if same else revised
+
+    def _labelled(self, content: SlideContent) -> SlideContent:
+        """Label a slide's tiles anew, in a run that does."""
+        return content if self.labels is None else self.labels.attach(content)
 
     def _judged(self, content: SlideContent, parts: Mapping[str, Scores]) -> SlideContent:
         """Give reasons by all limits on a slide's columns, and say who gave them."""

@@ -74,10 +74,16 @@ class LayoutContract(PluginContract):
 
     Attributes:
         holds_features: Whether its files hold features, and not coordinates alone.
+        is_imported: Whether its files can be imported. If not, `find` says what is done instead.
     """
 
     kind: ClassVar[str] = "layout"
     holds_features: ClassVar[bool] = True
+    is_imported: ClassVar[bool] = True
+
+    def make_slide(self, **shape: Any) -> TiledSlide:
+        """Make a slide that the layout can hold, of the shape that `make_tiled_slide` is told."""
+        return make_tiled_slide(**shape)
 
     @pytest.fixture
     def layout(self, registry: Registry, entry: Registered, config: Any) -> Any:
@@ -91,7 +97,7 @@ class LayoutContract(PluginContract):
 
     def test_its_files_lie_inside(self, layout: Any) -> None:
         """Each has a name of its own below the folder, and says whose features it holds."""
-        files = list(layout.files(make_tiled_slide()))
+        files = list(layout.files(self.make_slide()))
         paths = [PurePosixPath(file.path) for file in files]
         assert files
         assert len(set(paths)) == len(paths)
@@ -102,7 +108,7 @@ class LayoutContract(PluginContract):
 
     def test_a_file_is_written_where_it_is_told(self, layout: Any, tmp_path: Path) -> None:
         """At a private path of another suffix, and nowhere else."""
-        for number, file in enumerate(layout.files(make_tiled_slide())):
+        for number, file in enumerate(layout.files(self.make_slide())):
             folder = tmp_path / str(number)
             folder.mkdir()
             file.write(folder / ".private.tmp")
@@ -112,8 +118,8 @@ class LayoutContract(PluginContract):
     @pytest.mark.parametrize("tiles", [None, 1])
     def test_a_slide_comes_back(self, layout: Any, tmp_path: Path, tiles: int | None) -> None:
         """Coordinates and geometry exactly, features as exactly as their type allows."""
-        slide = make_tiled_slide(tiles=tiles)
-        _same(slide, _there_and_back(layout, slide, tmp_path), self.holds_features)
+        slide = self.make_slide(tiles=tiles)
+        self._comes_back(layout, slide, tmp_path)
 
     @pytest.mark.parametrize(
         ("options", "levels"),
@@ -128,9 +134,9 @@ class LayoutContract(PluginContract):
         self, layout: Any, tmp_path: Path, options: GridConfig, levels: tuple[float, ...]
     ) -> None:
         """Whatever level is read, and whatever the tiles' size there."""
-        slide = make_tiled_slide(tiles=9, options=options, levels=levels)
+        slide = self.make_slide(tiles=9, options=options, levels=levels)
         assert slide.geometry.level == len(levels) - 1 - (levels == (1, 4, 16))
-        _same(slide, _there_and_back(layout, slide, tmp_path), self.holds_features)
+        self._comes_back(layout, slide, tmp_path)
 
     @pytest.mark.parametrize("shape", [(0, True), (5, False), (0, False)])
     def test_a_slide_without_tiles_or_features_comes_back_or_is_refused(
@@ -138,12 +144,12 @@ class LayoutContract(PluginContract):
     ) -> None:
         """No tile is (0, D), never (0,); what a layout cannot hold it says before writing."""
         tiles, features = shape
-        slide = make_tiled_slide(tiles=tiles, features=features)
+        slide = self.make_slide(tiles=tiles, features=features)
         files, refusal = _or_refusal(lambda: list(layout.files(slide)))
         if files is None:
             assert SLIDE in refusal
         else:
-            _same(slide, _there_and_back(layout, slide, tmp_path), self.holds_features)
+            self._comes_back(layout, slide, tmp_path)
 
     def test_a_folder_without_slides(self, layout: Any, tmp_path: Path) -> None:
         """Holds none, or the layout says what it looks for."""
@@ -153,16 +159,29 @@ class LayoutContract(PluginContract):
 
     def test_a_damaged_file_fails_its_slide_alone(self, layout: Any, tmp_path: Path) -> None:
         """It is found, or left out; what is found is refused in a sentence."""
-        for file in layout.files(make_tiled_slide()):
+        for file in layout.files(self.make_slide()):
             path = tmp_path / file.path
             path.mkdir(parents=True) if file.layout == "directory" else None
             path.parent.mkdir(parents=True, exist_ok=True)
             target = path / "zarr.json" if file.layout == "directory" else path
             target.write_bytes(b"nothing that any tool wrote")
+        if not self.is_imported:
+            self._refuses(layout, tmp_path)
+            return
         for found in layout.find(tmp_path).values():
             assert isinstance(found, FoundSlide)
             with pytest.raises(MicrotomeError):
                 layout.read(found, SlideFacts())
+
+    def _comes_back(self, layout: Any, slide: TiledSlide, folder: Path) -> None:
+        if self.is_imported:
+            _same(slide, _there_and_back(layout, slide, folder), self.holds_features)
+        else:
+            self._refuses(layout, folder)
+
+    def _refuses(self, layout: Any, folder: Path) -> None:
+        with pytest.raises(LayoutError, match="not imported"):
+            layout.find(folder)
 
 
 def _or_refusal(make: Callable[[], T]) -> tuple[T | None, str]:

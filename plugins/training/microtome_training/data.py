@@ -1,0 +1,296 @@
+"""What a training is given of its tiles: pixels, stored patches or stored features."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import microtome
+from microtome.errors import TaskError
+from microtome.plugin.specs import Transform
+from microtome.slide.batch import prepare_tiles
+from microtome.store.attributes import parse_fields
+from microtome_training.augment import Augmentation, generator
+from microtome_training.classifier import to_tensor
+from microtome_training.tiles import Tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from microtome.plugin.registry import Registry
+
+_CHUNK = 32
+_OPEN = 64
+_GIB = 1 << 30
+
+
+class TileSource(Protocol):
+    """Gives what a network takes of some tiles. Pickles, and opens files when it first reads."""
+
+    row_bytes: int
+    """Of one tile in memory."""
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read tiles by their index: prepared (n, h, w, 3) uint8, or features (n, d) float32.
+
+        Raises:
+            MicrotomeError: If one cannot be read.
+        """
+
+
+class PixelSource:
+    """Pixels read from the slides, as a run reads them.
+
+    Args:
+        tiles: Whose.
+        transform: Only its geometry counts.
+    """
+
+    def __init__(self, tiles: Tiles, transform: Transform) -> None:
+        self._transform = transform
+        self._dataset = microtome.TileDataset(
+            [slide.store for slide in tiles.slides],
+            transform=np.asarray,
+            slides={slide.slide_id: slide.ref.path for slide in tiles.slides},
+            max_open=min(_OPEN, max(1, len(tiles.slides))),
+        )
+        first = np.searchsorted(self._dataset.slide_index, np.arange(len(tiles.slides)))
+        self._places = first[tiles.slide] + tiles.row
+        side = transform.resize or self._dataset.size
+        self.row_bytes = side * side * 3
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read and prepare tiles."""
+        found = [self._dataset[place]["image"] for place in self._places[rows].tolist()]
+        return prepare_tiles(np.stack(found), self._transform)
+
+
+class HeldSource:
+    """Tiles that are in memory.
+
+    Args:
+        held: (n, …) of all tiles.
+    """
+
+    def __init__(self, held: NDArray[Any]) -> None:
+        self.held = held
+        self.row_bytes = int(held.nbytes // max(1, len(held)))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Give tiles."""
+        return self.held[rows]
+
+
+def read_features(tiles: Tiles, name: str, registry: Registry) -> HeldSource:
+    """Read the stored features of tiles: (n, d) float32.
+
+    Raises:
+        TaskError: If a slide has none by that name, or the slides' differ in their encoder.
+        StoreError: If they cannot be read.
+    """
+    parts: list[NDArray[np.float32]] = []
+    for number, slide in enumerate(tiles.slides):
+        rows = tiles.row[tiles.slide == number]
+        if name not in slide.features:
+            raise TaskError(
+                f"{slide.store} has no features {name!r}, but {', '.join(slide.features) or 'none'}"
+                f". Make them first: microtome SLIDES output=OUTPUT encoder={name}."
+            )
+        with slide.open(registry) as stored:
+            parts.append(np.asarray(stored.features(name), np.float32)[rows])
+    dims = {part.shape[1] for part in parts}
+    if len(dims) > 1:
+        raise TaskError(f"The features {name!r} differ in width: {sorted(dims)}.")
+    # Tiles are grouped by slide after sorting; this puts them back in the order asked for.
+    order = np.argsort(tiles.slide, kind="stable")
+    held = np.empty((len(tiles), dims.pop()), np.float32)
+    held[order] = np.concatenate(parts)
+    if not np.isfinite(held).all():
+        raise TaskError(f"The features {name!r} hold values that are not finite.")
+    return HeldSource(held)
+
+
+def encoder_of(tiles: Tiles, name: str, registry: Registry) -> dict[str, Any]:
+    """Say what made stored features: the encoder's part of their identity.
+
+    Raises:
+        TaskError: If not the same made them on all slides.
+    """
+    first: tuple[str, dict[str, Any]] | None = None
+    for slide in tiles.slides:
+        with slide.open(registry) as stored:
+            fields = parse_fields(stored.feature_attributes(name)) if name in slide.features else {}
+        encoder = fields.get("encoder")
+        found = dict(encoder) if isinstance(encoder, Mapping) else {}
+        if first is not None and first[1] != found:
+            raise TaskError(
+                f"The features {name!r} of {first[0]} and {slide.slide_id} were made by encoders "
+                "with other options or weights. Make them alike."
+            )
+        first = (slide.slide_id, found)
+    return first[1] if first else {}
+
+
+def read_ahead(
+    source: TileSource, rows: NDArray[np.int64], threads: int
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Read tiles in several threads, in order, a few at a time.
+
+    Yields:
+        Which of ``rows`` these are, and what the network takes of them.
+    """
+    own = threading.local()
+
+    def read(part: slice) -> NDArray[Any]:
+        if not hasattr(own, "source"):  # a source is for one thread at a time
+            own.source = pickle.loads(pickle.dumps(source))
+        found: NDArray[Any] = own.source.read(rows[part])
+        return found
+
+    parts = [slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK)]
+    if isinstance(source, HeldSource) or threads < 2:
+        yield from ((part, source.read(rows[part])) for part in parts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[slice, Future[NDArray[Any]]]] = deque()
+        for part in parts:
+            waiting.append((part, pool.submit(read, part)))
+            if len(waiting) > 2 * threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def hold(
+    source: TileSource, count: int, threads: int, advance: Callable[[int], None]
+) -> HeldSource:
+    """Read all tiles into memory.
+
+    Args:
+        source: Gives them.
+        count: How many there are.
+        threads: How many read.
+        advance: Hears of every few that are read.
+    """
+    if isinstance(source, HeldSource):
+        return source
+    held: NDArray[Any] | None = None
+    for part, given in read_ahead(source, np.arange(count), threads):
+        if held is None:
+            held = np.empty((count, *given.shape[1:]), given.dtype)
+        held[part] = given
+        advance(len(given))
+    return HeldSource(np.empty((0, 1), np.float32) if held is None else held)
+
+
+def fits(source: TileSource, count: int, memory_gb: float) -> bool:
+    """Say whether all tiles may be held in memory."""
+    return count * source.row_bytes <= memory_gb * _GIB
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Epoch:
+    """What one epoch shows, in its order.
+
+    Attributes:
+        rows: (m,) int64, tiles by index.
+        copies: (m,) int64, which of its appearances this is of a tile.
+        number: Of the epoch, from 1.
+    """
+
+    rows: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    number: int
+
+    def batches(self, size: int) -> list[NDArray[np.int64]]:
+        """Cut it into batches of nearly one size, none of which is a small rest."""
+        count = max(1, -(-len(self.rows) // size))
+        return np.array_split(np.arange(len(self.rows)), count)
+
+
+def shuffle(
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    number: int,
+    seed: int,
+    aug_factor: int,
+) -> Epoch:
+    """Say in which order an epoch shows tiles: by seed and epoch alone.
+
+    Args:
+        rows: Of the training tiles, in an order that goes by their keys.
+        labels: Of all tiles.
+        number: Of the epoch, from 1.
+        seed: Of the training.
+        aug_factor: How often a tile that is not background appears.
+    """
+    times = np.where(labels[rows] > 0, aug_factor, 1)
+    repeated = np.repeat(rows, times)
+    copies = np.arange(len(repeated)) - np.repeat(np.cumsum(times) - times, times)
+    order = generator("order", seed, number).permutation(len(repeated))
+    return Epoch(rows=repeated[order], copies=copies[order], number=number)
+
+
+@dataclass(eq=False)
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of an epoch, each an item, for `DataLoader` to read in any of its processes.
+
+    Attributes:
+        source: Gives the tiles.
+        labels: (n,) int64 of all tiles.
+        keys: Of all tiles.
+        epoch: What is shown.
+        parts: Of each batch, places in the epoch.
+        augmentation: Transforms tiles of pixels; None for none.
+    """
+
+    source: TileSource
+    labels: NDArray[np.int64]
+    keys: Sequence[str]
+    epoch: Epoch
+    parts: Sequence[NDArray[np.int64]]
+    augmentation: Augmentation | None = field(default=None)
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Read a batch: what the network takes, and the labels."""
+        places = self.parts[index]
+        rows = self.epoch.rows[places]
+        given = self.source.read(rows)
+        labels = self.labels[rows]
+        if self.augmentation is None:
+            return to_tensor(given), torch.from_numpy(labels)
+        images = [
+            self._transformed(given[i], int(rows[i]), int(self.epoch.copies[place]))
+            for i, place in enumerate(places.tolist())
+        ]
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+
+    def _transformed(self, pixels: NDArray[np.uint8], row: int, copy: int) -> NDArray[np.uint8]:
+        augmentation = self.augmentation
+        if augmentation is None or not augmentation.applies_to(int(self.labels[row])):
+            return pixels
+        return augmentation(pixels, self.epoch.number, self.keys[row], copy)
+
+
+def load(batches: Batches, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read batches ahead in some processes, or one by one in this one."""
+    if not workers:
+        return (batches[index] for index in range(len(batches)))
+    return iter(DataLoader(batches, batch_size=None, num_workers=workers))

@@ -1,0 +1,135 @@
+"""What a model is given of stored tiles: pixels of their slides, or features beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.errors import SlideOpenError, StoreError, TaskError
+from microtome.run.inputs.companions import Companions
+from microtome.run.planning.budget import cpu_budget
+from microtome.run.slides.pixels import iterate_tiles
+from microtome.slide.opening import AUTO, OpenedSlide, open_slide
+from microtome.slide.types import TileGrid
+from microtome.store.identity import fingerprint
+
+if TYPE_CHECKING:
+    from microtome.run.job import TaskJob
+    from microtome_training.tiles import TiledSlide, Tiles
+
+Batch = tuple[NDArray[np.int64], NDArray[Any]]
+"""Indices into what was asked for, and (n, h, w, 3) uint8 or (n, d) floating point."""
+
+_RECIPE = "pil-bilinear"
+_UNKNOWN = "unknown"  # how other tools' tiles were resampled
+
+
+def open_tiled(slide: TiledSlide, job: TaskJob) -> OpenedSlide:
+    """Open a slide and see that it is the one that its tiles were placed on.
+
+    Raises:
+        SlideOpenError: If it is not, or cannot be opened.
+    """
+    ref, reader = slide.ref, job.config.reader
+    if not ref.path.is_file():
+        raise SlideOpenError(
+            f"{slide.source or ref.path} is not there: name the slides, by a manifest if their "
+            "ids are not their files' names."
+        )
+    companions = ref.companions or Companions().of(ref.path).companions
+    if slide.fingerprint and fingerprint(ref.path, companions) != slide.fingerprint:
+        raise SlideOpenError(f"{ref.path} is another file than its tiles were placed on.")
+    name, config = reader.plugin, reader.config
+    if name == AUTO and slide.info.reader in job.registry.names("reader"):
+        name = slide.info.reader
+    opened = open_slide(ref, reader=name, config=config, registry=job.registry)
+    if slide.info.width and (opened.info.width, opened.info.height) != _extent(slide):
+        opened.close()
+        raise SlideOpenError(f"{ref.path} has another extent than the slide of its tiles.")
+    return opened
+
+
+def read_pixels(
+    slide: TiledSlide, coords: NDArray[np.int32], job: TaskJob, *, batch_size: int
+) -> Iterator[Batch]:
+    """Read tiles of a slide on threads, a few batches ahead.
+
+    Args:
+        slide: The slide.
+        coords: (n, 5) of the tiles.
+        job: Says by which reader, and on how many threads.
+        batch_size: Tiles a batch.
+
+    Raises:
+        SlideOpenError: As of `open_tiled`.
+        SlideReadError: If pixels cannot be decoded.
+    """
+    geometry = slide.geometry
+    if geometry.resample == _UNKNOWN:
+        geometry = replace(geometry, resample=_RECIPE)
+    grid = TileGrid(coords=coords, geometry=geometry)
+    with open_tiled(slide, job) as opened:
+        workers = cpu_budget(job.config.threads)
+        for batch in iterate_tiles(opened.reader, grid, batch_size=batch_size, workers=workers):
+            yield batch.rows, batch.pixels
+
+
+def read_features(
+    slide: TiledSlide, rows: NDArray[np.int64], name: str, job: TaskJob, *, batch_size: int
+) -> Iterator[Batch]:
+    """Read features of tiles, a part of the store in memory at a time.
+
+    Args:
+        slide: The slide.
+        rows: (n,) of its store, rising.
+        name: Of the feature set.
+        job: Knows the stores.
+        batch_size: Tiles a batch.
+
+    Raises:
+        TaskError: If the slide has no such features.
+        StoreError: If they cannot be read.
+    """
+    require_features(slide, name)
+    with slide.open(job.registry) as stored:
+        for start in range(0, len(rows), batch_size):
+            index = np.arange(start, min(start + batch_size, len(rows)), dtype=np.int64)
+            wanted = rows[index]
+            first, last = int(wanted.min()), int(wanted.max())
+            block = np.asarray(stored.features(name, slice(first, last + 1)))
+            if len(block) != last + 1 - first:
+                raise StoreError(f"{slide.store}: features/{name} lacks rows up to {last}.")
+            yield index, block[wanted - first]
+
+
+def rows_by_slide(tiles: Tiles) -> Iterator[NDArray[np.int64]]:
+    """Give the tiles of each of the slides by index, in the order in which they are.
+
+    Sorted once: a cohort has thousands of slides, and millions of tiles.
+    """
+    order = np.argsort(tiles.slide, kind="stable")
+    ends = np.searchsorted(tiles.slide[order], np.arange(len(tiles.slides) + 1))
+    for start, end in pairwise(ends.tolist()):
+        yield order[start:end]
+
+
+def require_features(slide: TiledSlide, name: str) -> None:
+    """Refuse a slide without some features.
+
+    Raises:
+        TaskError: If it has none of that name.
+    """
+    if name not in slide.features:
+        raise TaskError(
+            f"{slide.slide_id} has no features {name!r} stored; there are "
+            f"{', '.join(slide.features) or 'none'}. Encode it first: encoder={name}."
+        )
+
+
+def _extent(slide: TiledSlide) -> tuple[int, int]:
+    return slide.info.width, slide.info.height
