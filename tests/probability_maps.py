@@ -6,7 +6,7 @@ import numpy as np
 
 from microtome.slide.types import Resolution
 from microtome.store.exchange import make_geometry
-from microtome_training.heatmaps import ProbabilityMap
+from microtome_training.predicting.heatmaps import ProbabilityMap
 
 
 def make_map(rows, *, size=256, step=None, slide_id="a", order=None, extent=None):

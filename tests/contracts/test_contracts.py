@@ -52,7 +52,7 @@ from microtome.testing.contracts import PluginContract
 from microtome.testing.contracts.base import HEAVY
 from microtome.testing.contracts.reader import Sample
 from microtome.testing.synthetic import SyntheticSlide, make_slide
-from microtome_training.sample_file import write_sample
+from microtome_training.sampling.files import write_sample
 
 LARGEST = 15_000_000
 """Parameters up to which a model is run here; of larger ones the card alone is tested."""

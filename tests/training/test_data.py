@@ -9,11 +9,11 @@ import torch
 from microtome.errors import ConfigError, TaskError
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import Transform
-from microtome_training.augment import Augmentation
-from microtome_training.data import Batches, HeldSource, PixelSource, hold, load, shuffle
+from microtome_training.options.train import AugmentOptions, AugmentWhich
 from microtome_training.patchsource import find_patches
 from microtome_training.tiles import read_tiles
-from microtome_training.train_options import AugmentOptions, AugmentWhich
+from microtome_training.training.augment import Augmentation
+from microtome_training.training.data import Batches, HeldSource, PixelSource, hold, load, shuffle
 
 LABELS = np.array([0, 0, 1, 0, 2, 0, 0], np.int64)
 ROWS = np.arange(7)

@@ -16,9 +16,9 @@ from microtome.errors import ConfigError
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef
 from microtome.testing import make_slide
-from microtome_training.heatmaps import blend, draw_heatmap, rasterise, to_grey
-from microtome_training.predict_options import HeatmapConfig, HeatmapKind
-from microtome_training.pyramid import pyramid_sizes, read_note
+from microtome_training.options.predict import HeatmapConfig, HeatmapKind
+from microtome_training.predicting.heatmaps import blend, draw_heatmap, rasterise, to_grey
+from microtome_training.predicting.pyramid import pyramid_sizes, read_note
 
 SIZE = (3000, 2100)
 """Of the slide; neither side is a whole number of tiles or of pictures' pixels."""
@@ -200,7 +200,7 @@ def test_labels_that_changed_are_drawn(tmp_path, slide, found):
 
 
 def test_large_file_is_a_bigtiff_that_opens(tmp_path, slide, found, monkeypatch):
-    monkeypatch.setattr("microtome_training.pyramid._BIG", 1000)
+    monkeypatch.setattr("microtome_training.predicting.pyramid._BIG", 1000)
     files = draw_heatmap(found, slide, tmp_path / "a", options=HeatmapConfig(png=False))
     with tifffile.TiffFile(files.tiff) as file:
         assert file.is_bigtiff

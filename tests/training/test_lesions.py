@@ -10,7 +10,7 @@ from probability_maps import make_map
 from shapely import box
 
 from microtome.errors import TaskError
-from microtome_training.lesions import (
+from microtome_training.predicting.lesions import (
     FROC_RATES,
     Lesion,
     find_lesions,
@@ -18,7 +18,7 @@ from microtome_training.lesions import (
     read_lesions,
     write_lesions,
 )
-from microtome_training.scores import score_slide, write_scores
+from microtome_training.predicting.scores import score_slide, write_scores
 
 
 def lesion(slide_id, probability, x, y):

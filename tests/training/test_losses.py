@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from microtome_training.losses import PatchLoss, hardest, inverse_frequency
-from microtome_training.train_options import LossKind, OhemOptions, TrainConfig
+from microtome_training.options.train import LossKind, OhemOptions, TrainConfig
+from microtome_training.training.losses import PatchLoss, hardest, inverse_frequency
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 3.0], [0.5, 0.5]])
 LABELS = torch.tensor([0, 1, 0, 1])

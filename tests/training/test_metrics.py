@@ -10,10 +10,16 @@ from made_predictions import make_predictions
 from sklearn import metrics as sk
 
 from microtome.errors import ConfigError, TaskError
-from microtome_training.bootstrap import MOST_BINS, curves, draw_units, interval, strata_by_class
-from microtome_training.counting import calibration_error, curve_measures
-from microtome_training.evaluate_options import MeasureOptions, ResampleBy
-from microtome_training.metrics import measure, top_mean
+from microtome_training.evaluation.bootstrap import (
+    MOST_BINS,
+    curves,
+    draw_units,
+    interval,
+    strata_by_class,
+)
+from microtome_training.evaluation.counting import calibration_error, curve_measures
+from microtome_training.evaluation.metrics import measure, top_mean
+from microtome_training.options.evaluate import MeasureOptions, ResampleBy
 
 FEW = MeasureOptions(bootstrap=50)
 

@@ -17,13 +17,13 @@ from run_checks import files, leftovers
 
 from microtome.__main__ import main
 from microtome.errors import MicrotomeError, SlideOpenError, TaskError
-from microtome_training import evaluate as evaluation
-from microtome_training.evaluate import COLUMNS, choose_split, evaluate
-from microtome_training.evaluate_options import MeasureOptions
-from microtome_training.metrics import tile_loss
-from microtome_training.pictures import SlidePictures
+from microtome_training.evaluation import task as evaluation
+from microtome_training.evaluation.metrics import tile_loss
+from microtome_training.evaluation.pictures import SlidePictures
+from microtome_training.evaluation.task import COLUMNS, choose_split, evaluate
+from microtome_training.options.evaluate import MeasureOptions
+from microtome_training.predicting.results import heatmap_path
 from microtome_training.predictions import Predictions, write_predictions
-from microtome_training.results import heatmap_path
 from microtome_training.tiles import read_tiles
 
 FEW = MeasureOptions(bootstrap=40)

@@ -23,12 +23,12 @@ from microtome.run.progress import SilentReporter
 from microtome.run.settings import RunConfig
 from microtome.testing import make_slide
 from microtome_training.classifier import Description, Takes, load_classifier, save_classifier
-from microtome_training.models import Architecture
-from microtome_training.predict import predict_tiles
-from microtome_training.predict_options import HeatmapConfig
+from microtome_training.options.predict import HeatmapConfig
+from microtome_training.predicting.predict import predict_tiles
+from microtome_training.predicting.results import ScoredTiles, draw_heatmaps
 from microtome_training.predictions import read_predictions
-from microtome_training.results import ScoredTiles, draw_heatmaps
 from microtome_training.tiles import read_tiles
+from microtome_training.training.models import Architecture
 
 CLASSES = ("normal", "tumor")
 PIXELS = Takes(kind="pixels", size=128, mpp=0.5, transform=Transform(crop=None))

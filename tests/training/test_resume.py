@@ -20,15 +20,15 @@ from lightning_fabric import Fabric
 from microtome.errors import TaskError
 from microtome.plugin.specs import Transform
 from microtome.run.progress import SilentReporter
-from microtome_training import loop
-from microtome_training.augment import Augmentation
-from microtome_training.checkpoints import Checkpoints
 from microtome_training.classifier import Description, Takes
-from microtome_training.data import HeldSource
-from microtome_training.loop import Fit, fit
-from microtome_training.models import Architecture
-from microtome_training.train import _spawn
-from microtome_training.train_options import LoggerKind, OptimizerKind, Schedule, TrainConfig
+from microtome_training.options.train import LoggerKind, OptimizerKind, Schedule, TrainConfig
+from microtome_training.training import loop
+from microtome_training.training.augment import Augmentation
+from microtome_training.training.checkpoints import Checkpoints
+from microtome_training.training.data import HeldSource
+from microtome_training.training.loop import Fit, fit
+from microtome_training.training.models import Architecture
+from microtome_training.training.task import _spawn
 
 COUNT, HELD_OUT = 60, 16
 AS_IT_IS = Transform(resize=None, crop=None)

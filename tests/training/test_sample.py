@@ -30,9 +30,9 @@ from microtome.plugin.options import configure
 from microtome.plugin.registry import get_registry
 from microtome.slide.types import SlideRef
 from microtome.testing import make_info
-from microtome_training.drawing import draw
-from microtome_training.sample import SampleTask, name_sample
-from microtome_training.sample_options import SampleConfig
+from microtome_training.options.sample import SampleConfig
+from microtome_training.sampling.drawing import draw
+from microtome_training.sampling.task import SampleTask, name_sample
 from microtome_training.tiles import read_tiles
 
 TUMOUR = {"slide_01", "slide_02", "slide_04", "test_01"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from named_tests import assert_tests_are_there, read_rows
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training" / "index.md"

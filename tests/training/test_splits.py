@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tile_tables import make_tiles, of_slide, tiled
 
 from microtome.errors import ConfigError, InputError, TaskError
-from microtome_training.split_options import SplitBy, SplitOptions
+from microtome_training.options.split import SplitBy, SplitOptions
 from microtome_training.splits import check_leakage, count_split, split_slides
 from microtome_training.tiles import join
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from microtome.__main__ import main
-from microtome_training.checkpoints import EpochResult, History
 from microtome_training.classifier import load_classifier
-from microtome_training.train import name_training
-from microtome_training.train_options import TrainConfig
+from microtome_training.options.train import TrainConfig
+from microtome_training.training.checkpoints import EpochResult, History
+from microtome_training.training.task import name_training
 
 RUN = ("engine=inline", "device=cpu", "threads=1")
 QUICK = (
@@ -133,7 +133,7 @@ def test_force_trains_again(output, cohort):
 def test_a_probe_on_features_reads_no_pixels(output, cohort, monkeypatch):
     assert main([str(cohort.manifest), f"output={output}", *RUN, "encoder=handcrafted",
                  "tiler.size=128", "tiler.mpp=0.5"]) == 0  # fmt: skip
-    monkeypatch.setattr("microtome_training.data.PixelSource.__init__", None)
+    monkeypatch.setattr("microtome_training.training.data.PixelSource.__init__", None)
     words = ("model=auto", "features=handcrafted", "input_size=null", "max_epochs=8", "lr=0.02")
     assert train(output, *words, "name=probe", cohort=cohort) == 0
     folder = output / "training" / "probe"
@@ -231,3 +231,12 @@ def test_the_first_epoch_is_the_same_from_every_store(output, cohort):
         assert train(output, *words, cohort=cohort) == 0
         first[store] = rows(output / "training" / store / "epoch_losses.csv")
     assert all(found == first["pixels"] for found in first.values())
+
+
+def test_the_defaults_are_those_that_users_know():
+    known = {"batch_size": 64, "max_epochs": 50, "patience": 2, "lr": 1e-3, "aug_factor": 5}
+    known |= {"save_interval": 5, "seed": 42}
+    config = TrainConfig()
+    assert {name: getattr(config, name) for name in known} == known
+    assert (config.ohem.ratio, config.focal.gamma, config.split.val_size) == (3.0, 2.0, 0.1)
+    assert (config.loss.name, config.split.test_name) == ("focal", "test")

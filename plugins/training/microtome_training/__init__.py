@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from microtome.plugin import TaskSpec, TilerSpec, hookimpl
-from microtome_training.evaluate_options import EvaluateConfig
-from microtome_training.predict_options import PredictConfig
-from microtome_training.sample_options import SampleConfig, SampledConfig
-from microtome_training.train_options import TrainConfig
+from microtome_training.options.evaluate import EvaluateConfig
+from microtome_training.options.predict import PredictConfig
+from microtome_training.options.sample import SampleConfig, SampledConfig
+from microtome_training.options.train import TrainConfig
 
 _INSTALL = "pip install 'microtome[train]'"
 _REQUIRES = ("torch", "pyarrow", "sklearn", "matplotlib", "shapely")
@@ -19,7 +19,7 @@ def microtome_tilers() -> Iterator[TilerSpec]:
     """Register the tiler of a sample's tiles."""
     yield TilerSpec(
         name="sampled",
-        target="microtome_training.sampled:SampledTiler",
+        target="microtome_training.sampling.tiler:SampledTiler",
         summary="The tiles of a sample, with their labels",
         config=SampledConfig,
         labels=True,
@@ -33,7 +33,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
     """Register the tasks of training."""
     yield TaskSpec(
         name="sample",
-        target="microtome_training.sample:SampleTask",
+        target="microtome_training.sampling.task:SampleTask",
         summary="Draw a balanced sample of labelled tiles",
         config=SampleConfig,
         requires=("pyarrow",),
@@ -41,7 +41,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
     )
     yield TaskSpec(
         name="predict",
-        target="microtome_training.predict_task:PredictTask",
+        target="microtome_training.predicting.task:PredictTask",
         summary="Give tiles a trained model's probabilities, slides their scores and heatmaps",
         config=PredictConfig,
         requires=_REQUIRES,
@@ -49,7 +49,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
     )
     yield TaskSpec(
         name="train",
-        target="microtome_training.train:TrainTask",
+        target="microtome_training.training.task:TrainTask",
         summary="Train a classifier of tiles and measure it on other slides",
         config=TrainConfig,
         requires=("lightning_fabric", "torchvision", "timm", "jinja2", *_REQUIRES),
@@ -57,7 +57,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
     )
     yield TaskSpec(
         name="evaluate",
-        target="microtome_training.evaluate:EvaluateTask",
+        target="microtome_training.evaluation.task:EvaluateTask",
         summary="Measure predictions of labelled tiles: tables, plots and a page",
         config=EvaluateConfig,
         requires=("pyarrow", "sklearn", "matplotlib", "jinja2", "shapely"),

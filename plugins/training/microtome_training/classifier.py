@@ -19,7 +19,7 @@ from microtome.plugin.specs import Transform
 from microtome.plugin.weights.files import file_digest
 from microtome.slide.batch import prepare_tiles
 from microtome.store.atomic import publish
-from microtome_training.models import Architecture
+from microtome_training.training.models import Architecture
 
 PIXELS, FEATURES = "pixels", "features"
 _VERSION = 1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, InputError, TaskError
 from microtome.run.inputs.tables import read_table
-from microtome_training.drawing import ranks
-from microtome_training.split_options import SplitBy, SplitOptions
+from microtome_training.options.split import SplitBy, SplitOptions
+from microtome_training.sampling.drawing import ranks
 from microtome_training.tiles import TiledSlide, Tiles, tell_some
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")

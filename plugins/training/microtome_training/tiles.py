@@ -197,7 +197,7 @@ def read_tiles(
         InputError: If slides that are named are not there.
     """
     if sample:
-        from microtome_training.sample_file import read_sample
+        from microtome_training.sampling.files import read_sample
 
         return read_sample(job, sample).tiles(job, mpp_ratio=mpp_ratio)
     folder = root(job)

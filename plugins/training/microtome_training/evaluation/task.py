@@ -17,14 +17,14 @@ from microtome._version import __version__
 from microtome.errors import TaskError, one_line
 from microtome.run.job import TaskOutcome
 from microtome.store.atomic import write_bytes, write_json
-from microtome_training.curves import Plot, draw_plots, told_value
-from microtome_training.evaluate_options import EvaluateConfig, MeasureOptions
-from microtome_training.levels import SLIDE_MAX, TILE, Metric
-from microtome_training.metrics import Measured, SlideMeasures, check_options, measure
-from microtome_training.page import Shown, metric_name, render_page
-from microtome_training.pictures import Pictures, SlidePictures, slide_openers
+from microtome_training.evaluation.curves import Plot, draw_plots, told_value
+from microtome_training.evaluation.levels import SLIDE_MAX, TILE, Metric
+from microtome_training.evaluation.metrics import Measured, SlideMeasures, check_options, measure
+from microtome_training.evaluation.page import Shown, metric_name, render_page
+from microtome_training.evaluation.pictures import Pictures, SlidePictures, slide_openers
+from microtome_training.options.evaluate import EvaluateConfig, MeasureOptions
+from microtome_training.predicting.results import heatmap_path
 from microtome_training.predictions import Predictions, read_predictions, write_predictions
-from microtome_training.results import heatmap_path
 from microtome_training.tiles import TRAINING, root
 
 if TYPE_CHECKING:

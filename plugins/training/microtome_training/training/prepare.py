@@ -18,10 +18,14 @@ from microtome.plugin.specs import Transform
 from microtome.plugin.specs.base import RUNTIME
 from microtome.plugin.weights.files import file_digest
 from microtome.store.identity import Identity, make_identity
-from microtome_training.augment import Augmentation, generator
 from microtome_training.classifier import FEATURES, PIXELS, Description, Takes
-from microtome_training.data import PixelSource, TileSource, encoder_of, read_features
-from microtome_training.models import (
+from microtome_training.options.train import AugmentWhich, Source, TrainConfig
+from microtome_training.patchsource import FoundPatches, find_patches
+from microtome_training.splits import split_slides
+from microtome_training.tiles import Tiles, read_tiles, root
+from microtome_training.training.augment import Augmentation, generator
+from microtome_training.training.data import PixelSource, TileSource, encoder_of, read_features
+from microtome_training.training.models import (
     LINEAR,
     OF_FEATURES,
     OURS,
@@ -34,10 +38,6 @@ from microtome_training.models import (
     load_weights,
     weights_path,
 )
-from microtome_training.patchsource import FoundPatches, find_patches
-from microtome_training.splits import split_slides
-from microtome_training.tiles import Tiles, read_tiles, root
-from microtome_training.train_options import AugmentWhich, Source, TrainConfig
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob

@@ -15,11 +15,11 @@ from PIL import Image
 
 from microtome._version import __version__
 from microtome.errors import MicrotomeError
-from microtome_training.curves import Plot
-from microtome_training.evaluate_options import MeasureOptions
-from microtome_training.levels import SLIDE_MAX, SLIDE_TOP, TILE, Metric
-from microtome_training.metrics import Measured, SlideMeasures, tile_loss
-from microtome_training.pictures import THUMBNAIL_PX, Pictures
+from microtome_training.evaluation.curves import Plot
+from microtome_training.evaluation.levels import SLIDE_MAX, SLIDE_TOP, TILE, Metric
+from microtome_training.evaluation.metrics import Measured, SlideMeasures, tile_loss
+from microtome_training.evaluation.pictures import THUMBNAIL_PX, Pictures
+from microtome_training.options.evaluate import MeasureOptions
 from microtome_training.predictions import Predictions
 
 _TILE_PX = 160

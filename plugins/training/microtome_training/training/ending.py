@@ -12,26 +12,26 @@ from numpy.typing import NDArray
 
 from microtome.errors import SlideError
 from microtome.run.planning.budget import cpu_budget
-from microtome_training.checkpoints import BEST, Checkpoints
 from microtome_training.classifier import Classifier, load_classifier, softmax, to_tensor
-from microtome_training.data import TileSource, read_ahead
 from microtome_training.devices import find_device
-from microtome_training.evaluate import evaluate, record_of
-from microtome_training.pictures import SlidePictures, slide_openers
-from microtome_training.predictions import Predictions, write_predictions
-from microtome_training.prepare import TEST, VAL, Cohort, open_source
-from microtome_training.results import (
+from microtome_training.evaluation.pictures import SlidePictures, slide_openers
+from microtome_training.evaluation.task import evaluate, record_of
+from microtome_training.predicting.results import (
     ScoredTiles,
     ScoreOptions,
     draw_heatmaps,
     heatmap_path,
     write_tables,
 )
+from microtome_training.predictions import Predictions, write_predictions
 from microtome_training.tiles import Tiles
+from microtome_training.training.checkpoints import BEST, Checkpoints
+from microtome_training.training.data import TileSource, read_ahead
+from microtome_training.training.prepare import TEST, VAL, Cohort, open_source
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
-    from microtome_training.train_options import TrainConfig
+    from microtome_training.options.train import TrainConfig
 
 PREDICTIONS = "predictions.parquet"
 Floats = NDArray[np.float32]

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from microtome.errors import ConfigError
-from microtome_training.train_options import AugmentOptions, AugmentWhich
+from microtome_training.options.train import AugmentOptions, AugmentWhich
 
 
 def generator(*parts: object) -> np.random.Generator:

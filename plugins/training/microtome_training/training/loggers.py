@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import MissingDependencyError
-from microtome_training.checkpoints import EpochResult, History
-from microtome_training.train_options import LoggerKind
+from microtome_training.options.train import LoggerKind
+from microtome_training.training.checkpoints import EpochResult, History
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

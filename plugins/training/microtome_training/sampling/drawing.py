@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from microtome_training.sample_options import SampleConfig
+    from microtome_training.options.sample import SampleConfig
     from microtome_training.tiles import Tiles
 
 Rows = NDArray[np.int64]

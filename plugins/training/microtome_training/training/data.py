@@ -21,9 +21,9 @@ from microtome.errors import TaskError
 from microtome.plugin.specs import Transform
 from microtome.slide.batch import prepare_tiles
 from microtome.store.attributes import parse_fields
-from microtome_training.augment import Augmentation, generator
 from microtome_training.classifier import to_tensor
 from microtome_training.tiles import Tiles
+from microtome_training.training.augment import Augmentation, generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,13 +19,13 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from microtome.errors import TaskError
 from microtome.run.progress import Reporter
-from microtome_training.augment import Augmentation, generator
-from microtome_training.checkpoints import Checkpoints, EpochResult, History, say_history
 from microtome_training.classifier import Description, PatchNetwork
-from microtome_training.data import Batches, Epoch, TileSource, load, shuffle
-from microtome_training.loggers import EventLog, open_log
-from microtome_training.losses import PatchLoss
-from microtome_training.train_options import OptimizerKind, Schedule, TrainConfig
+from microtome_training.options.train import OptimizerKind, Schedule, TrainConfig
+from microtome_training.training.augment import Augmentation, generator
+from microtome_training.training.checkpoints import Checkpoints, EpochResult, History, say_history
+from microtome_training.training.data import Batches, Epoch, TileSource, load, shuffle
+from microtome_training.training.loggers import EventLog, open_log
+from microtome_training.training.losses import PatchLoss
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _LARGER = 4

@@ -21,13 +21,13 @@ from microtome.run.job import TaskOutcome
 from microtome.store.atomic import write_json
 from microtome.store.identity import IDENTITY, Identity, describe, difference, make_identity
 from microtome.store.patches import tile_key
-from microtome_training.drawing import draw, number_patients
-from microtome_training.sample_file import SUFFIX, write_sample
+from microtome_training.sampling.drawing import draw, number_patients
+from microtome_training.sampling.files import SUFFIX, write_sample
 from microtome_training.tiles import SAMPLES, Tiles, read_tiles, root
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
-    from microtome_training.sample_options import SampleConfig
+    from microtome_training.options.sample import SampleConfig
 
 _NAME = re.compile(r"\w[\w.,=+-]*")
 _CAPS = ("per_slide", "per_patient", "per_class")

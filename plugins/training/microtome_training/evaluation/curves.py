@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from microtome_training.levels import BAND, SLIDE_MAX, SLIDE_TOP, TILE, Metric, Scored
-from microtome_training.metrics import Measured
+from microtome_training.evaluation.levels import BAND, SLIDE_MAX, SLIDE_TOP, TILE, Metric, Scored
+from microtome_training.evaluation.metrics import Measured
 
 _DPI = 190
 _SIDE = 3.9  # inches of a square plot

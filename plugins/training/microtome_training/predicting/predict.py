@@ -12,7 +12,7 @@ from microtome.errors import TaskError
 from microtome.store.attributes import parse_fields
 from microtome.store.identity import difference
 from microtome_training.classifier import FEATURES, Classifier
-from microtome_training.predict_options import MPP_TOLERANCE
+from microtome_training.options.predict import MPP_TOLERANCE
 from microtome_training.reading import (
     Batch,
     read_features,

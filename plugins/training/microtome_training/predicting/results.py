@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import SlideError
-from microtome_training.heatmaps import HeatmapFiles, ProbabilityMap, draw_heatmap
-from microtome_training.lesions import find_lesions, write_lesions
+from microtome_training.predicting.heatmaps import HeatmapFiles, ProbabilityMap, draw_heatmap
+from microtome_training.predicting.lesions import find_lesions, write_lesions
+from microtome_training.predicting.scores import SlideScore, score_slide, write_scores
 from microtome_training.reading import open_tiled, rows_by_slide
-from microtome_training.scores import SlideScore, score_slide, write_scores
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
-    from microtome_training.predict_options import HeatmapConfig
+    from microtome_training.options.predict import HeatmapConfig
     from microtome_training.tiles import TiledSlide, Tiles
 
 SLIDES, LESIONS, HEATMAPS = "slides.csv", "lesions.csv", "heatmaps"

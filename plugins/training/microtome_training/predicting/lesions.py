@@ -21,7 +21,7 @@ from microtome.store.publish import write_bytes
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from microtome_training.heatmaps import ProbabilityMap
+    from microtome_training.predicting.heatmaps import ProbabilityMap
 
 COLUMNS = (
     *("slide_id", "class", "lesion", "probability", "x", "y", "mean_probability", "tiles"),

@@ -24,30 +24,30 @@ from microtome.store.arrays import PREDICTIONS
 from microtome.store.identity import IDENTITY, Identity, make_identity
 from microtome.store.status import SlideStatus
 from microtome_training.classifier import FEATURES, Classifier, load_classifier
-from microtome_training.heatmaps import check_options
-from microtome_training.predict import check_fit, predict_tiles
-from microtome_training.predict_inputs import (
+from microtome_training.options.predict import PredictConfig
+from microtome_training.predicting.heatmaps import check_options
+from microtome_training.predicting.inputs import (
     find_checkpoint,
     find_layout,
     find_place,
     name_predictions,
     tile_first,
 )
-from microtome_training.predict_options import PredictConfig
-from microtome_training.predictions import Predictions, write_predictions
-from microtome_training.publishing import (
+from microtome_training.predicting.predict import check_fit, predict_tiles
+from microtome_training.predicting.publishing import (
     Predicted,
     find_predicted,
     publish_predictions,
     read_predicted,
 )
-from microtome_training.results import (
+from microtome_training.predicting.results import (
     ScoredTiles,
     ScoreOptions,
     draw_heatmaps,
     translate,
     write_tables,
 )
+from microtome_training.predictions import Predictions, write_predictions
 from microtome_training.tiles import TiledSlide, Tiles, join, read_slide
 
 if TYPE_CHECKING:

@@ -26,12 +26,14 @@ from microtome.run.planning.budget import cpu_budget
 from microtome.run.progress import LineReporter, Reporter, SilentReporter, duration
 from microtome.store.atomic import sweep, write_bytes, write_json
 from microtome.store.identity import Identity, difference
-from microtome_training.checkpoints import BEST, Checkpoints, EpochResult, History
-from microtome_training.data import TileSource, fits, hold
 from microtome_training.devices import find_device, find_precision
-from microtome_training.ending import finish
-from microtome_training.loop import Fit, fit
-from microtome_training.prepare import (
+from microtome_training.options.train import TrainConfig
+from microtome_training.tiles import TRAINING, root
+from microtome_training.training.checkpoints import BEST, Checkpoints, EpochResult, History
+from microtome_training.training.data import TileSource, fits, hold
+from microtome_training.training.ending import finish
+from microtome_training.training.loop import Fit, fit
+from microtome_training.training.prepare import (
     TEST,
     TRAIN,
     VAL,
@@ -47,8 +49,6 @@ from microtome_training.prepare import (
     open_source,
     summarise,
 )
-from microtome_training.tiles import TRAINING, root
-from microtome_training.train_options import TrainConfig
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob

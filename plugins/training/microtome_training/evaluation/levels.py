@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from microtome_training.bootstrap import Floats, curves, interval, sum_by_unit
-from microtome_training.counting import (
+from microtome_training.evaluation.bootstrap import Floats, curves, interval, sum_by_unit
+from microtome_training.evaluation.counting import (
     calibration_error,
     curve_measures,
     overall_measures,
     threshold_measures,
 )
-from microtome_training.evaluate_options import MeasureOptions
+from microtome_training.options.evaluate import MeasureOptions
 
 TILE, SLIDE_MAX, SLIDE_TOP = "tile", "slide_max", "slide_top_k_mean"
 """What a measure is of: tiles, or slides by one of two scores."""

@@ -26,8 +26,8 @@ from microtome.slide.imaging import render_view
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import TileGeometry
 from microtome.store.publish import write_bytes
-from microtome_training.predict_options import HeatmapConfig, HeatmapKind
-from microtome_training.pyramid import Size, read_note, write_pyramid
+from microtome_training.options.predict import HeatmapConfig, HeatmapKind
+from microtome_training.predicting.pyramid import Size, read_note, write_pyramid
 
 _CHUNK = "microtome"
 _FIXED = 1 << 30

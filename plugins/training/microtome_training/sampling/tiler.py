@@ -12,11 +12,11 @@ from microtome.errors import ConfigError, GeometryError
 from microtome.slide.labels import CLASSES, FRACTION, LABEL
 from microtome.slide.types import SlideRef, TileGrid
 from microtome.store.identity import fingerprint
-from microtome_training.sample_file import Sample, SampledSlide, open_sample
+from microtome_training.sampling.files import Sample, SampledSlide, open_sample
 
 if TYPE_CHECKING:
     from microtome.slide.types import SlideInfo, TissueMask
-    from microtome_training.sample_options import SampledConfig
+    from microtome_training.options.sample import SampledConfig
 
 _SAME = 0.01
 """By which a level's downsample may differ between readers, as a share."""

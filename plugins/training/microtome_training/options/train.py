@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from microtome.plugin import option, runtime
-from microtome_training.evaluate_options import MeasureOptions
-from microtome_training.predict_options import HeatmapConfig
-from microtome_training.split_options import SplitOptions
+from microtome_training.options.evaluate import MeasureOptions
+from microtome_training.options.predict import HeatmapConfig
+from microtome_training.options.split import SplitOptions
 
 
 class Source(Enum):

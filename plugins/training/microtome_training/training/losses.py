@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from microtome_training.train_options import LossKind, TrainConfig
+from microtome_training.options.train import LossKind, TrainConfig
 
 
 @dataclass(frozen=True, eq=False)

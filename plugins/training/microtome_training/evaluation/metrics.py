@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, TaskError
-from microtome_training.bootstrap import draw_units, strata_by_class
-from microtome_training.counting import divide
-from microtome_training.evaluate_options import MeasureOptions, ResampleBy
-from microtome_training.levels import (
+from microtome_training.evaluation.bootstrap import draw_units, strata_by_class
+from microtome_training.evaluation.counting import divide
+from microtome_training.evaluation.levels import (
     SLIDE_MAX,
     SLIDE_TOP,
     SMALLEST,
@@ -22,6 +21,7 @@ from microtome_training.levels import (
     Metric,
     Scored,
 )
+from microtome_training.options.evaluate import MeasureOptions, ResampleBy
 from microtome_training.predictions import Predictions
 
 _LEAST = {"top_k": 1, "bins": 1, "bootstrap": 0, "shown_slides": 0, "shown_tiles": 0}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome_training.lesions import write_table
+from microtome_training.predicting.lesions import write_table
 
 COLUMNS = (
     *("slide_id", "patient_id", "class", "label", "tiles", "max", "top_k_mean"),

@@ -1,0 +1,1 @@
+"""The task `evaluate`: measures, plots and the page."""

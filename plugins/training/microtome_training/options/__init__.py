@@ -1,0 +1,1 @@
+"""Options of the tasks. Cheap to import."""

@@ -1,0 +1,1 @@
+"""The task `predict`, and its pictures and tables."""

@@ -1,0 +1,1 @@
+"""Samples of labelled tiles, and the tiler that places them."""
