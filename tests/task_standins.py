@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from microtome.errors import TaskError
@@ -42,13 +43,16 @@ class OtherConfig:
 
     loss: str = option("none", help="Something else by the same name.")
     least: int = option(1, help="A number.")
+    name: str = option("", help="Called as the function's own argument.")
+    share: float | None = option(None, help="A number or none.")
+    places: list[int] = option([], help="Numbers.")
 
 
 class TrainTask:
     """Does what it is told."""
 
     def __init__(self, config):
-        if config.batch_size < 1:
+        if getattr(config, "batch_size", 1) < 1:
             raise TaskError(f"batch_size={config.batch_size} must be at least 1.")
         self.config = config
 
@@ -61,15 +65,24 @@ class TrainTask:
             "terminate": Terminated(),
             "break": ZeroDivisionError("by nought"),
         }
-        if self.config.act in acts:
-            raise acts[self.config.act]
-        if self.config.act == "slides":
+        act = getattr(self.config, "act", "")
+        if act in acts:
+            raise acts[act]
+        gives = {
+            "nothing": None,
+            "text": TaskOutcome(record="done"),
+            "path": TaskOutcome(record={"epochs": 2, "folder": Path("a")}),
+            "infinite": TaskOutcome(record={"loss": [float("nan")]}),
+        }
+        if act in gives:
+            return gives[act]
+        if act == "slides":
             result = job.run_slides(encoders=())
             return TaskOutcome(lines=(f"{result.counts}",), exit_code=result.exit_code)
         return TaskOutcome(
-            lines=(f"trained with {self.config.loss.name}", "twice"),
+            lines=(f"trained with {getattr(self.config.loss, 'name', 'none')}", "twice"),
             record={"epochs": 2},
-            exit_code=3 if self.config.act == "some" else 0,
+            exit_code=3 if act == "some" else 0,
         )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import zipfile
 
 import pytest
 from annotation_files import FORMATS
 
 from microtome.errors import AnnotationError
 from microtome.run.inputs.annotated import read_annotations
+from microtome_annotations import jsonfile
 
 SPARE = [b"", b"\0", b'"', b"<", b"[", b"]", b"{", b"null", b"-", b"1e999", b"&", b"\xff", b","]
 
@@ -67,3 +70,29 @@ def _places(tree):
         yield tree, key
         if isinstance(tree[key], dict | list):
             yield from _places(tree[key])
+
+
+def test_what_unpacks_to_far_too_much_is_not_unpacked(tmp_path, monkeypatch) -> None:
+    sample = FORMATS["geojson"]().make_sample(tmp_path).read_bytes()
+    path, read = tmp_path / "a.json.gz", []
+    path.write_bytes(gzip.compress(sample + b" " * (16 << 20)))
+    read_annotations(path)
+    monkeypatch.setattr(jsonfile, "_ALWAYS", 1 << 20)
+    monkeypatch.setattr(jsonfile, "_PIECE", 1 << 16)
+    take = gzip.GzipFile.read
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda file, size: read.append(size) or take(file, size)
+    )
+    with pytest.raises(
+        AnnotationError, match=r"json\.gz cannot be read: decompressed it is larger"
+    ):
+        read_annotations(path)
+    assert 16 <= len(read) < 32  # of 256 pieces: 100 times the packed size is 1.6 MiB
+    archive = tmp_path / "b.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("b.json", sample + b" " * (16 << 20))
+    with pytest.raises(AnnotationError, match=r"it is larger than 1\.58\d MiB"):
+        read_annotations(archive)
+    monkeypatch.setattr(jsonfile, "_LARGEST", 1 << 19)
+    with pytest.raises(AnnotationError, match=r"larger than 0\.5 MiB"):
+        read_annotations(archive)

@@ -110,6 +110,17 @@ def test_what_the_run_would_be_refused_for_is_refused(words, told, folder, capsy
     assert not (folder / "out").exists()
 
 
+def test_of_a_task_no_tiling_is_told(folder, capsys):
+    assert main(["plan", "one.svs", "task=sample", "output=out"]) == 0
+    assert capsys.readouterr().out == (
+        "task=sample: Draw a balanced sample of labelled tiles. 1 slide named. What it does goes "
+        "by what out holds, and shows as it is done.\n"
+    )
+    assert main(["plan", "task=sample", "output=out", "negatives_per_positive=-1"]) == 2
+    assert "sample.negatives_per_positive=-1 must be above 0" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_without_an_output_folders_are_those_below_it(folder, capsys):
     assert main(["plan", "one.svs", "tiler.name=auto", "tiler.size=128"]) == 0
     assert "→ 20x_128px_0px/patches/<slide>.h5" in capsys.readouterr().out

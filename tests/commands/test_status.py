@@ -74,6 +74,17 @@ def let_age(out, slide_id: str, seconds: float) -> None:
     os.utime(out / f".claims/{slide_id}.lease", (then, then))
 
 
+def test_what_tasks_keep_is_named(out, capsys):
+    names = ("samples/kt.parquet", "samples/kt.json", "training/b/x", "training/a/x")
+    for name in (*names, "training/.claims/a.lease", "mpp/0.5/predictions/a/x"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    assert main(["status", str(out)]) == 0
+    *_, sample, training, predictions = capsys.readouterr().err.splitlines()
+    assert (sample, training) == ("samples: kt", "training: a, b")
+    assert predictions == "mpp/0.5/predictions: a"
+
+
 def test_patients_are_counted(out, capsys):
     assert main(["status", str(out)]) == 0
     assert "patient" not in capsys.readouterr().err

@@ -45,6 +45,8 @@ WRONG = {
     "a.svs output=out tissue.min_region_fraction=2": "tissue.min_region_fraction=2 must be from 0",
     "a.svs output=out filter.white_value_from=-1": "filter.white_value_from=-1 must be from 0",
     "a.svs output=out tiler.name=a/b": "tiler.name=a/b is a folder's name",
+    "a.svs output=out tiler.name=Patches": "Patches is a folder in which something else is written",
+    "a.svs output=out labels.classes=[Tumor,x]": "for all: labels.classes.tumor=[Tumor,x].",
     "a.svs output=out tiler.origin=[64,0": "'tiler.origin=[64,0' is not a value that can be read",
     "a.svs output=out tiler.size='${nope}'": "Interpolation key 'nope' not found",
     "a.svs output=out tissue=3": "its options: say tissue.min_region_um2=…",

@@ -114,12 +114,42 @@ def test_the_page_names_the_tasks(tasks, registry, capsys):
         assert name in shown
 
 
+def test_a_task_has_a_page_of_its_own(tasks, registry, capsys):
+    assert main(["task=learn", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "task=learn: Learns\n" in shown
+    rows = {
+        line.split()[0]: line.split(maxsplit=1)[1] for line in shown.splitlines() if "=" in line
+    }
+    assert rows["loss=cross_entropy"] == "cross_entropy | focal. Which."
+    assert rows["batch_size=64"] == "whole number. Of the task."
+    assert rows["ohem.ratio=0.0"] == "number. How many to one."
+    assert rows["split_csv=empty"] == "text. A file."
+    assert main(["-h", "task=needy"]) == 0
+    assert "It has no options." in capsys.readouterr().out
+    for words in (
+        ["task=coords", "--help"],
+        ["task=lern", "--help"],
+        ["--help", "--", "task=learn"],
+    ):
+        assert main(words) == 0
+        assert "--info" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
         ("task=le", ["task=learn"]),
         ("task=learn learn.lo", ["learn.loss="]),
         ("task=learn learn.loss=f", ["learn.loss=focal"]),
+        ("task=learn lo", ["loss="]),
+        ("task=learn loss=f", ["loss=focal"]),
+        ("task=learn oh", ["ohem."]),
+        ("task=learn ohem.", ["ohem.on=", "ohem.ratio="]),
+        ("task=learn ohem.on=t", ["ohem.on=true"]),
+        ("task=learn learn.ohem.on=t", ["learn.ohem.on=true"]),
+        ("task=learn loss=focal ohem.ratio=3 spl", ["split_csv="]),
+        ("loss=focal task=learn spl", ["split_csv="]),
     ],
 )
 def test_tab_completes_a_task_and_its_options(line, offered, tasks, monkeypatch, capsys):

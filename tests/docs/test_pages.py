@@ -183,6 +183,17 @@ def test_what_a_page_says_works(page: Path, folder: Path) -> None:
         reader.follow(block)
 
 
+def test_the_plugin_on_the_first_page_passes_its_contract(folder: Path) -> None:
+    reader = Reader("README.md", folder)
+    for block in blocks(ROOT / "README.md"):
+        if block.title:
+            reader.follow(block)
+    test = "from microtome.testing import EncoderContract\n\n\n"
+    test += "class TestAcme(EncoderContract):\n    plugin = 'acme'\n"
+    (folder / "test_acme.py").write_text(test, "utf-8")
+    reader.run("pytest", "-q", "-p", "no:cacheprovider", "test_acme.py")
+
+
 def test_extras_that_the_documentation_names_exist() -> None:
     extras = set(
         tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][

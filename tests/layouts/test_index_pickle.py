@@ -20,7 +20,7 @@ from microtome.slide import GridConfig
 from microtome.store.exchange import SlideFacts
 from microtome.testing import make_cohort, make_info
 from microtome.testing.contracts.layout import make_tiled_slide
-from microtome_layouts import IndexPickleConfig
+from microtome_layouts import IndexPickleConfig, plain_pickle
 from microtome_layouts.index_pickle import IndexPickleLayout
 from microtome_layouts.plain_pickle import load_plain
 
@@ -113,6 +113,20 @@ def test_several_slides_are_in_one_file_and_it_is_made_anew_only_if_one_changed(
     assert export(labelled, tmp_path, "--force") == 0
     assert all(patch[2] for patch in load(tmp_path / INDEX)["a"]["patches"])
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("annotation_path", "new/a.xml"), ("wsi_path", "moved/a.svs")]
+)
+def test_files_that_it_names_are_part_of_what_it_was_made_of(
+    labelled, tmp_path, capsys, name, value
+):
+    assert export(labelled, tmp_path) == 0
+    label(labelled / "patches/a.h5", attributes={"annotation_path": "drawn/a.xml", name: value})
+    assert export(labelled, tmp_path) == 3
+    assert "was exported from something else" in capsys.readouterr().out
+    assert export(labelled, tmp_path, "--force") == 0
+    assert value in load(tmp_path / INDEX)["a"].values()
 
 
 def test_a_slide_that_cannot_be_held_is_told_and_the_others_are_there(
@@ -301,6 +315,21 @@ def test_types_that_could_describe_memory_are_refused(dtype, tmp_path):
         load_plain(path)
 
 
+CHANGES = [{"__defaults__": ("x",)}, (None, {"__defaults__": ("x",)}), (None, {"_call": "x"}), ()]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("asked", plain_pickle._ALLOWED)
+def test_what_it_is_read_with_cannot_be_changed(asked, change, tmp_path):
+    """``b`` sets what a pickle says, on what it has just asked for."""
+    path = tmp_path / "index_level_0.pkl"
+    state = pickle.dumps(change, 2)[2:-1]
+    path.write_bytes(b"\x80\x03c" + "\n".join((*asked, "")).encode() + state + b"b.")
+    with pytest.raises(LayoutError, match="cannot be read as a pickle of plain values"):
+        load_plain(path)
+    assert plain_pickle._encode.__defaults__ == ("latin1",)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -310,6 +339,10 @@ def test_types_that_could_describe_memory_are_refused(dtype, tmp_path):
         ({"patches": [(1, 2, 3)]}, "is neither tumour nor not"),
         ({"patches": [(-1, 2, 0)]}, "a place below 0"),
         ({"patches": "no"}, "its patches are <U2"),
+        (
+            {"patches": [(3, 2, 0), (9, 8, 1), (9, 8, 0), (3, 2, 0)]},
+            "the patch at (y, x) = (9, 8) is there as tumour and as normal, and 0 more",
+        ),
         ({"level": "4"}, "its level is '4'"),
         ({"level": 99}, "its level is 99"),
     ],
@@ -319,6 +352,18 @@ def test_what_is_no_index_is_refused_by_file_and_slide(changes, told, tmp_path):
         read(tmp_path, foreign(**changes))
     assert told in str(caught.value)
     assert f"{tmp_path / 'index_level_4.pkl'}, slide x: " in str(caught.value)
+
+
+def test_a_patch_that_is_there_again_is_one(tmp_path):
+    slide = read(tmp_path, foreign(patches=[(256, 512, True), (0, 256, False), (256, 512, 1)]))
+    assert slide.coords[:, :2].tolist() == [[8192, 4096], [4096, 0]]
+    assert slide.columns["label"].tolist() == [1, 0]
+    assert len(slide.columns["label_fraction"]) == 2
+
+
+def test_a_place_beyond_every_slide_is_named(tmp_path):
+    with pytest.raises(LayoutError, match=r"the point \(160, 17179869184\) lies farther out"):
+        read(tmp_path, foreign(patches=[(1 << 30, 10, 1)]))
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", pickle.dumps(foreign())[:-20], b"\x80\x04N."])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import standins
+from label_runs import GRID, LABELS, SQUARE, asap
 from staged import SIZE
 
 import microtome
@@ -59,3 +60,21 @@ def files(tmp_path):
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * SIZE)
     return paths
+
+
+@pytest.fixture
+def ann(tmp_path):
+    """Give a folder with the outlines of the slide."""
+    asap(tmp_path / "ann/one.xml", SQUARE)
+    return tmp_path / "ann"
+
+
+@pytest.fixture
+def label(go, slide, ann):
+    """Run the slide with labels by the folder ``ann``."""
+
+    def run(slides=slide, **options):
+        given = {"segmenter": "none", "tiler": GRID, "annotations": ann}
+        return go(slides, **(given | {"labels": LABELS} | options))
+
+    return run

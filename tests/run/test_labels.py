@@ -12,82 +12,16 @@ import numpy as np
 import pytest
 import shapely
 import zarr
+from label_runs import GRID, LABELS, SQUARE, asap, faults, of_class, read, square
 from run_checks import states
 
 from microtome.__main__ import main
-from microtome.errors import ConfigError, InputError, MissingDependencyError
-from microtome.plugin.registry import get_registry
+from microtome.errors import ConfigError, MissingDependencyError
 from microtome.run.inputs.annotated import read_annotations
-from microtome.run.inputs.tables import read_manifest
 from microtome.run.labelling import LabelSettings
-from microtome.run.planning.labels import label_fields
 from microtome.run.settings import RunConfig
-from microtome.slide.labels import LabelRule, group_key, is_area, label_tiles
-from microtome.slide.types import SlideInfo
-from microtome.store.verify import verify_output
-
-GRID = {"grid": {"magnification": 20, "size": 128}}
-LABELS = {"classes": {"tumor": ["Tumor", "metastases"]}}
-SQUARE = ("Tumor", (256, 256, 1024, 1024))  # 3 × 3 tiles of 256 px at level 0, of 8 × 6
-
-
-def asap(path, *objects):
-    """Write rectangles as ASAP does: a group, and x, y, x, y."""
-    path.parent.mkdir(exist_ok=True)
-    lines = []
-    for number, (group, (x, y, right, bottom)) in enumerate(objects):
-        points = enumerate([(x, y), (right, y), (right, bottom), (x, bottom)])
-        corners = "".join(f'<Coordinate Order="{i}" X="{a}" Y="{b}"/>' for i, (a, b) in points)
-        lines.append(
-            f'<Annotation Name="no. {number}" Type="Polygon" PartOfGroup="{group}">'
-            f"<Coordinates>{corners}</Coordinates></Annotation>"
-        )
-    body = "".join(lines)
-    path.write_text(
-        f"<?xml version='1.0'?><ASAP_Annotations><Annotations>{body}</Annotations>"
-        "</ASAP_Annotations>"
-    )
-    return path
-
-
-@pytest.fixture
-def ann(tmp_path):
-    """Give a folder with the outlines of the slide."""
-    asap(tmp_path / "ann/one.xml", SQUARE)
-    return tmp_path / "ann"
-
-
-@pytest.fixture
-def label(go, slide, ann):
-    """Run the slide with labels by the folder ``ann``."""
-
-    def run(slides=slide, **options):
-        given = {"segmenter": "none", "tiler": GRID, "annotations": ann}
-        return go(slides, **(given | {"labels": LABELS} | options))
-
-    return run
-
-
-def read(path):
-    """Give the labels of a stored slide by the place of its tiles, and its attributes."""
-    with h5py.File(path) as file:
-        label, share = file["columns/label"][:], file["columns/label_fraction"][:]
-        assert (label.dtype, share.dtype) == (np.int16, np.float32)
-        places = map(tuple, file["coords"][:, :2].tolist())
-        return dict(zip(places, label.tolist(), strict=True)), dict(file.attrs)
-
-
-def faults(out):
-    """Verify an output to the last value."""
-    return [str(fault.message) for fault in verify_output(out, get_registry()).faults]
-
-
-def of_class(labels, number=1):
-    return {place for place, label in labels.items() if label == number}
-
-
-def square(x, y, right, bottom):
-    return {(a, b) for a in range(x, right, 256) for b in range(y, bottom, 256)}
+from microtome.slide.groups import group_key
+from microtome.slide.labels import LabelRule, is_area, label_tiles
 
 
 def test_labels_lie_beside_the_coordinates_in_every_store(label, ann, tmp_path):
@@ -211,29 +145,6 @@ def test_force_makes_all_anew(label, tmp_path):
     assert len(of_class(read(tmp_path / "out/patches/one.h5")[0])) == 9
 
 
-@pytest.mark.parametrize(
-    ("missing", "wanted"), [("background", {0}), ("unlabelled", {-1}), ("fail", None)]
-)
-def test_a_slide_without_a_file(label, slide, tmp_path, missing, wanted, capsys):
-    shutil.copy(slide, slide.with_name("two.svs"))
-    result = label(slide.parent, task="coords", labels={**LABELS, "missing": missing})
-    told = {
-        "background": "all tiles of the others are normal",
-        "unlabelled": "the others have no labels",
-        "fail": "the others fail, as labels.missing=fail says",
-    }
-    assert f"labels normal, tumor: 1 of 2 slides have outlines; {told[missing]}" in result.notes
-    assert len(of_class(read(tmp_path / "out/patches/one.h5")[0])) == 9
-    if wanted is None:
-        assert states(result) == ["done", "failed"]
-        assert "two has no file of outlines in" in result.statuses[1].message
-    else:
-        labels, attributes = read(tmp_path / "out/patches/two.h5")
-        assert set(labels.values()) == wanted
-        assert attributes["annotation_path"] == ""
-        assert faults(tmp_path / "out") == []
-
-
 def test_groups_that_nothing_names_are_told(label, ann):
     asap(ann / "one.xml", SQUARE, ("Fat", (0, 0, 256, 256)), ("", (0, 0, 9, 9)))
     (status,) = label(task="coords").statuses
@@ -272,47 +183,6 @@ def test_a_bad_file_fails_its_slide_alone(label, slide, ann, tmp_path, spoil, to
     assert not (tmp_path / "out/patches/one.h5").exists()
 
 
-def test_outlines_that_count_from_the_slide_s_bounds(label, tmp_path, ann, monkeypatch):
-    monkeypatch.setattr(SlideInfo, "bounds", property(lambda _: (512, 256, 100, 100)))
-    label(task="coords", labels={**LABELS, "origin": "bounds"})
-    assert of_class(read(tmp_path / "out/patches/one.h5")[0]) == square(768, 512, 1536, 1280)
-
-
-def test_a_manifest_names_the_file(label, slide, tmp_path):
-    asap(tmp_path / "ann/other name.xml", SQUARE)
-    table = tmp_path / "cohort.csv"
-    table.write_text("slide,annotation_path\nslides/one.svs,ann/other name.xml\n")
-    (entry,) = read_manifest(table)
-    assert entry.annotation_path == tmp_path / "ann/other name.xml"
-    (status,) = label(table, task="coords", annotations=None).statuses
-    assert status.labels == {"normal": 39, "tumor": 9}
-    result = label(table, task="coords", annotations=None, labels={}, force=True)
-    assert any("1 annotation_path given are not looked at" in note for note in result.notes)
-    assert states(result) == ["done"]
-    table.write_text("slide,annotation\nslides/one.svs,ann/gone.xml\n")
-    (status,) = label(table, task="coords", annotations=None, force=True).statuses
-    assert status.state == "failed"
-    assert f"There is no file annotation_path={tmp_path}/ann/gone.xml" in status.message
-
-
-@pytest.mark.parametrize("name", ["one.XML", "one.svs.xml"])
-def test_a_file_is_named_as_its_slide(label, ann, name):
-    (ann / "one.xml").rename(ann / name)
-    (status,) = label(task="coords").statuses
-    assert status.labels["tumor"] == 9
-
-
-def test_two_files_of_one_slide_and_files_of_none(label, ann):
-    asap(ann / "another.xml", SQUARE)
-    (ann / "one.xml").unlink()
-    result = label(task="coords")
-    assert f"{ann}: another.xml is named as no slide of this run." in result.notes
-    for name in ("one.xml", "one.svs.xml"):
-        asap(ann / name, SQUARE)
-    (status,) = label(task="coords", force=True).statuses
-    assert "one has several files of outlines, one.xml and one.svs.xml in" in status.message
-
-
 def test_tiles_that_are_there_are_labelled_as_well(label, slide, tmp_path):
     label(task="coords")
     stored = {"stored": {"folder": str(tmp_path / "out/patches")}}
@@ -322,6 +192,50 @@ def test_tiles_that_are_there_are_labelled_as_well(label, slide, tmp_path):
     assert status.labels == {"normal": 39, "tumor": 9}
     for name in ("bare", "new"):
         assert faults(tmp_path / name) == []
+
+
+def shares(path):
+    with h5py.File(path) as file:
+        return file["columns/label_fraction"][:].tolist()
+
+
+def test_tiles_that_are_read_above_level_0_have_their_size_there(label, ann, tmp_path):
+    asap(ann / "one.xml", ("Tumor", (200, 200, 1024, 1024)))
+    label(task="coords", tiler={"grid": {"magnification": 10, "size": 128}})
+    path = tmp_path / "out/patches/one.h5"
+    with h5py.File(path) as file:
+        assert set(map(tuple, file["coords"][:, 2:].tolist())) == {(128, 128, 1)}
+    assert of_class(read(path)[0]) == {(0, 0), (512, 0), (0, 512), (512, 512)}
+    assert shares(path)[0] == pytest.approx((312 / 512) ** 2)
+
+
+@pytest.mark.parametrize("rule", ["centre", "fraction"])
+def test_what_is_off_the_slide_is_no_part_of_a_tile(label, ann, tmp_path, rule):
+    asap(ann / "one.xml", ("Tumor", (0, 0, 2048, 1536)))
+    grid = {"grid": {"magnification": 20, "size": 300, "edge": "pad", "min_tissue": 0.1}}
+    label(task="coords", tiler=grid, labels={**LABELS, "rule": rule})
+    path = tmp_path / "out/patches/one.h5"
+    labels, _ = read(path)
+    assert (1800, 1200) in labels
+    assert set(labels.values()) == {1}
+    assert set(shares(path)) == {1.0}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_tile_that_is_wholly_off_the_slide_has_no_label(label, ann, tmp_path, missing):
+    asap(ann / "one.xml", ("Tumor", (0, 0, 2048, 1536)))
+    if missing:
+        (ann / "one.xml").rename(ann / "another.xml")
+    regions = {"magnification": 20, "size": 400, "edge": "pad", "region_tiles": 2}
+    label(task="coords", tiler={"grid": regions})
+    path = tmp_path / "out/patches/one.h5"
+    labels, _ = read(path)
+    off = {(x, y) for x, y in labels if x >= 2048 or y >= 1536}
+    assert off
+    assert of_class(labels, -1) == off
+    assert of_class(labels, 0 if missing else 1) == labels.keys() - off
+    assert set(shares(path)) == {0.0, 1.0}
+    assert faults(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("folder", ["asap", "qupath_geojson", "."])
@@ -381,6 +295,9 @@ def test_a_command_labels_and_tells_a_class_of_no_tile(slide, ann, monkeypatch, 
     monkeypatch.chdir(ann.parent)
     words = ["annotations=ann", "segmenter=none", "labels.classes.tumor=[Tumor]"]
     words += ["labels.classes.necrosis=Necrosis", "labels.rule=fraction", "tiler.size=128"]
+    idle = [word for word in words if "rule" not in word] + ["labels.min_fraction=0.3"]
+    assert main(["plan", str(slide), "output=out", "task=index", *idle]) == 0
+    assert "labels.min_fraction=0.3 changes nothing: labels.rule=ce" in capsys.readouterr().out
     assert main(["plan", str(slide), "output=out", "task=index", *words]) == 0
     assert "labels normal, tumor, necrosis: 1 of 1 slides have" in capsys.readouterr().out
     assert command(slide, *words) == 0
@@ -409,22 +326,6 @@ def test_a_run_of_labels_goes_to_other_processes(tmp_path):
     assert settings.names == ("normal", "tumor", "fat")
     with pytest.raises(ConfigError, match="rule=most is not one of centre, fraction"):
         LabelSettings(rule="most")
-
-
-def test_what_labels_depend_on(tmp_path):
-    file, registry = asap(tmp_path / "a.xml", SQUARE), get_registry()
-
-    def fields(path=file, **options):
-        settings = LabelSettings(classes=LABELS["classes"], **options)
-        return label_fields(settings, path, registry)
-
-    assert fields() == fields(missing="fail", required=True, min_fraction=0.7)
-    assert fields() != fields(exclude=["Fat"])
-    assert fields(rule="fraction") != fields(rule="fraction", min_fraction=0.7)
-    assert fields(None) == fields(None, rule="fraction")
-    assert fields(None) != fields(None, missing="unlabelled")
-    with pytest.raises(InputError, match="cannot be read"):
-        fields(tmp_path)
 
 
 def test_verify_finds_spoilt_labels(label, tmp_path):

@@ -110,6 +110,14 @@ def test_one_tiling_is_shared_and_a_physical_target_meets_a_nominal_one(passes):
     assert _names(one) == ["mean"]
 
 
+def test_a_level_is_shared_and_each_slide_held_against_the_needs(passes, registry):
+    (one,) = passes("nominal", "coarse", tiler={"level": 1})
+    assert _tiling(one) == (128, None, None)
+    assert one.tiler.config.level == 1
+    assert one.derived[0].startswith("Added the encoder mean, 128 px of level 1, for nominal")
+    assert make_plan(one, registry).tiler_fields["level"] == 1
+
+
 def test_two_tilings_are_two_passes_with_a_folder_each(passes, registry):
     first, second = passes("nominal", "coarse", "pool", encoders=["handcrafted"])
     assert [_tiling(each) for each in (first, second)] == [(128, 20, None), (128, 10, None)]

@@ -153,6 +153,8 @@ def test_the_identity_spells_out_defaults():
         ({"size": 256, "magnification": 20.0}, "20x_256px_0px"),
         ({"size": 256, "step": 128, "magnification": 2.5}, "2.5x_256px_128px"),
         ({"size": 224, "mpp": 0.5}, "0.5mpp_224px_0px"),
+        ({"size": 256, "level": 2}, "level2_256px_0px"),
+        ({"size": 256, "level": 0, "step": 128, "edge": Edge.pad}, "level0_256px_128px_edgepad"),
         ({"size": 256, "magnification": 20, "min_tissue": 0.5}, "20x_256px_0px_min_tissue0.5"),
         (
             {"size": 256, "magnification": 20, "edge": Edge.pad, "origin": [64, 0]},
@@ -168,3 +170,4 @@ def test_a_tiling_is_named_by_all_that_makes_it(options, name):
 
 def test_a_tiling_of_another_tiler_has_its_name():
     assert name_tiling({"plugin": "sample", "output_version": 1, "count": 3}) == "sample_count3"
+    assert name_tiling({"plugin": "sample", "output_version": 1, "level": 3}) == "sample_level3"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import task_standins
 from task_standins import SEEN
@@ -91,6 +92,27 @@ def test_a_fault_of_the_plugin_is_laid_at_its_door(capsys):
     assert "Traceback" not in told
 
 
+GIVEN_BACK = {
+    "nothing": "'learn' of task-standins gave back NoneType, and is to give a TaskOutcome.",
+    "text": "'learn' of task-standins gave back a record that is a str, and is to be a mapping.",
+    "path": "'learn' of task-standins gave back record['folder'], which JSON cannot hold",
+    "infinite": "'learn' of task-standins gave back record['loss'], which JSON cannot hold",
+}
+
+
+@pytest.mark.parametrize("act", GIVEN_BACK)
+def test_what_a_task_gives_back_is_looked_at(act, capsys):
+    assert main(["-m", "task=learn", "output=out", f"act={act},none"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert GIVEN_BACK[act] in line
+    ends = [json.loads(path.read_text("utf-8")) for path in records("out")]
+    assert sorted(end["exit_code"] for end in ends) == [0, 1]
+    assert sum(GIVEN_BACK[act] in end.get("error", "") for end in ends) == 1
+    with pytest.raises(PluginError) as caught:
+        microtome.run_task("learn", "python", act=act)
+    assert GIVEN_BACK[act] in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "told", "code"),
     [
@@ -153,6 +175,21 @@ def test_in_python_it_is_a_function():
     assert found["outcome"] == {"epochs": 2}
 
 
+def test_in_python_an_option_may_be_called_as_anything():
+    for options in ({"name": "s2"}, {"other": {"name": "s2"}}, {"other": {}, "name": "s2"}):
+        microtome.run_task("other", "out", **options)
+        assert SEEN[-1][0] == task_standins.OtherConfig(name="s2")
+
+
+def test_in_python_numbers_may_be_numpys_and_paths_paths():
+    given = {"share": np.float32(0.5), "places": (np.int64(1), 2), "least": np.int16(3)}
+    microtome.run_task("other", "out", **given)
+    microtome.run_task("learn", "out", split_csv=Path("a.csv"), ohem={"ratio": 3})
+    (other, _), (learn, _) = SEEN
+    assert (other.share, other.places, other.least) == (0.5, (1, 2), 3)
+    assert (str(learn.split_csv), learn.ohem.ratio) == ("a.csv", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "told"),
     [
@@ -160,6 +197,20 @@ def test_in_python_it_is_a_function():
         ("learn", {"ohem": 3}, PluginError, "task.learn.ohem=3 says nothing of its options"),
         ("learn", {"loss": "hinge"}, PluginError, "learn.loss=hinge is not one of"),
         ("learn", {"los": "focal"}, ConfigError, "'los'"),
+        ("learn", {"learn": 3}, ConfigError, "learn=3 says nothing of its options"),
+        ("learn", {"learn": {"los": 1}}, PluginError, "no option of task learn named 'los'"),
+        ("learn", {"learn": {"act": ""}, "act": ""}, ConfigError, "act=… is given twice"),
+        ("learn", {"least": 2}, ConfigError, "least goes with task=other; this run is learn"),
+        ("learn", {"other": {}}, ConfigError, "other goes with task=other; this run is learn"),
+        ("learn", {"batch_size": "7"}, PluginError, "batch_size='7' does not fit: it takes a whol"),
+        ("learn", {"batch_size": 7.5}, PluginError, "it takes a whole number"),
+        ("learn", {"batch_size": True}, PluginError, "it takes a whole number"),
+        ("learn", {"ohem": {"ratio": "x"}}, PluginError, "ratio='x' does not fit: it takes a numb"),
+        ("learn", {"ohem": {"on": "no"}}, PluginError, "on='no' does not fit: it takes true or f"),
+        ("learn", {"act": 3}, PluginError, "act=3 does not fit: it takes a text"),
+        ("other", {"share": "half"}, PluginError, "it takes a number, or null"),
+        ("other", {"places": ["a"]}, PluginError, "it takes a list of whole numbers"),
+        ("other", {"places": 3}, PluginError, "it takes a list of whole numbers"),
         ("learn", {"own_task": None}, ConfigError, "'own_task'"),
         ("learn", {"act": "refuse"}, TaskError, "nothing to train on"),
         ("learn", {"act": "break"}, PluginError, "task-standins"),

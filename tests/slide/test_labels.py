@@ -7,8 +7,10 @@ import pytest
 import shapely
 from shapely.geometry import LineString, Point, Polygon, box
 
-from microtome.errors import AnnotationError
+from microtome.errors import AnnotationError, ConfigError
+from microtome.run.labelling import LabelSettings
 from microtome.slide.annotations import Annotation
+from microtome.slide.groups import group_key
 from microtome.slide.labels import (
     LabelRule,
     _cut_up,
@@ -100,6 +102,17 @@ def test_what_is_excluded_wins_whatever_the_order(centre):
         found, share = label(boxes((0, 0), (10, 0), (6, 0)), given, rule)
         assert found == [-1, 1, 1]
         assert share == [0.8, 1.0, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(" Tumor", "TUMOR "), ("n\u00e9crose", "Ne\u0301crose"), ("Maß", "MASS")]
+)
+def test_a_group_is_the_same_however_it_is_written(one, other):
+    assert group_key(one) == group_key(other)
+    rule = LabelRule(classes=("normal", "tumor"), groups={group_key(one): 1})
+    assert label(boxes((0, 0)), [drawn(other, box(0, 0, 10, 10))], rule)[0] == [1]
+    with pytest.raises(ConfigError, match="is in both labels\\.classes\\.b and labels\\.exclude"):
+        LabelSettings(classes={"b": [one]}, exclude=[other])
 
 
 def test_groups_of_the_background_are_cut_out():

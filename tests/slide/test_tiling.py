@@ -148,7 +148,11 @@ def test_too_many_places_are_refused_before_they_are_made():
         ({"min_tissue": -0.1}, "min_tissue"),
         ({"origin": [0]}, "origin"),
         ({"origin": [-1, 0]}, "origin"),
-        ({"magnification": 20, "mpp": 0.5}, "not both"),
+        ({"magnification": 20, "mpp": 0.5}, "one of them"),
+        ({"level": 1, "mpp": 0.5}, "one of them"),
+        ({"level": 0, "magnification": 20}, "one of them"),
+        ({"level": -1}, r"tiler\.level is -1"),
+        ({"level": 1, "lattice": Lattice.slide}, r"Give tiler\.lattice=level"),
         ({"step": 0}, "step"),
     ],
 )

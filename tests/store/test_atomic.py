@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from run_checks import leave_dead, leftovers
 
 from microtome.errors import StoreError
 from microtome.store import atomic, folders
@@ -168,6 +169,16 @@ def test_sweep_removes_what_dead_processes_of_this_host_left(tmp_path):
     assert len(names(tmp_path)) == 6
     assert len(sweep(tmp_path)) == 2
     assert names(tmp_path) == sorted(p.name for p in [alive, elsewhere, *unrelated])
+
+
+def test_sweep_goes_below_where_it_is_asked_to(tmp_path):
+    leave_dead(tmp_path / "a.h5", tmp_path / "deep/er/b.h5", tmp_path / "deep/c")
+    alive = private_path(tmp_path / "alive")
+    leave_dead(alive / "inside.h5")  # a living process's own business
+    assert len(sweep(tmp_path)) == 1
+    assert len(sweep(tmp_path, below=True)) == 2
+    assert sweep(tmp_path / "none", below=True) == []
+    assert leftovers(tmp_path) == [alive, *alive.iterdir()]
 
 
 def test_sweep_of_no_folder_is_nothing(tmp_path):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from microtome.errors import ConfigError
-from microtome.store.layout import OutputLayout
+from microtome.plugin.registry import get_registry
+from microtome.store.layout import OutputLayout, refuse_taken
 
 SPEC = SimpleNamespace(folder="patches", suffix=".h5")
 
@@ -24,3 +25,18 @@ def test_a_patient_lies_under_the_tiling_by_its_id(tmp_path, name, tiling):
 def test_a_patient_that_leads_out_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="patient_id="):
         OutputLayout(tmp_path).patient(SPEC, name)
+
+
+TAKEN = ["patches", "Tissue", "runs", "status", "visualization", "patient_embeddings", ".claims"]
+TAKEN += ["lmdb", "images", "samples", "training", "predictions", "fine/patches"]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_tiling_is_not_named_like_a_folder_of_something_else(name):
+    with pytest.raises(ConfigError, match=r"names a tiling, and .* Name it otherwise; taken are"):
+        refuse_taken(name, get_registry())
+
+
+@pytest.mark.parametrize("name", ["", ".", "balanced", "20x_256px_0px", "fine/coarse"])
+def test_any_other_name_names_a_tiling(name):
+    refuse_taken(name, get_registry())

@@ -109,4 +109,4 @@ def test_tiles_are_resized_as_they_are_read(labelled, make_job):
 def test_a_folder_without_patches_says_what_to_do(labelled, make_job):
     tiles = read_tiles(make_job(labelled))
     with pytest.raises(TaskError, match=r"holds no patch store\. Write one first, writer="):
-        find_patches(tiles, labelled / "patches", get_registry())
+        find_patches(tiles, [labelled / "patches"], get_registry())

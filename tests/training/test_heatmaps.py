@@ -12,13 +12,20 @@ from matplotlib import colormaps
 from PIL import Image
 from probability_maps import make_map
 
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, StoreError
 from microtome.slide.opening import open_slide
 from microtome.slide.types import SlideRef
 from microtome.testing import make_slide
 from microtome_training.options.predict import HeatmapConfig, HeatmapKind
-from microtome_training.predicting.heatmaps import blend, draw_heatmap, rasterise, to_grey
+from microtome_training.predicting.heatmaps import (
+    blend,
+    draw_heatmap,
+    rasterise,
+    read_overlay,
+    to_grey,
+)
 from microtome_training.predicting.pyramid import pyramid_sizes, read_note
+from microtome_training.predicting.results import heatmap_path
 
 SIZE = (3000, 2100)
 """Of the slide; neither side is a whole number of tiles or of pictures' pixels."""
@@ -117,6 +124,31 @@ def test_overlay_has_the_colours_of_its_tiles(tmp_path, slide, found):
     without = pixels_of(plain.png)
     assert np.array_equal(picture[300:, :1500], without[300:, :1500])
     assert np.array_equal(picture[:, 1500:], without[:, 1500:])
+
+
+def test_an_overlay_is_read_without_its_legend(tmp_path, slide, found):
+    options = HeatmapConfig(kind=HeatmapKind.none, thumbnail_px=600)
+    path = draw_heatmap(found, slide, tmp_path / "a", options=options).png
+    whole, picture = pixels_of(path), read_overlay(path)
+    assert picture.shape == (420, 600, 3)
+    assert whole.shape[1] > 600
+    assert np.array_equal(whole[:420, :600], picture)
+    Image.fromarray(whole).save(path)  # a picture of somebody else's
+    assert read_overlay(path).shape == whole.shape
+    path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(StoreError, match="cannot be read as a picture"):
+        read_overlay(path)
+
+
+def test_no_two_classes_share_a_folder(tmp_path):
+    names = ["a/b", "a_b", "a%2Fb", ".a", "a", "a.", "a:", "a ", "..", "%", "tumour, µ"]
+    paths = [heatmap_path(tmp_path, "s/1", name, ["normal", *names]) for name in names]
+    folders = [path.parent.parent for path in paths]
+    assert len(set(folders)) == len(names)
+    assert {folder.parent for folder in folders} == {tmp_path / "heatmaps"}
+    assert [folder.name for folder in folders][:3] == ["a%2Fb", "a_b", "a%252Fb"]
+    assert not [folder for folder in folders if folder.name.startswith(".")]
+    assert heatmap_path(tmp_path, "s", "a", ["normal", "a"]) == tmp_path / "heatmaps" / "s"
 
 
 def test_labelled_tiles_are_outlined(tmp_path, slide, found):

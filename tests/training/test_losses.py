@@ -75,6 +75,13 @@ def test_mining_leaves_easy_negatives_out_of_the_loss():
     assert float(loss.of_batch(LOGITS, LABELS)) == pytest.approx(float(each[[1, 2, 3]].mean()))
 
 
+def test_devices_add_up_to_the_loss_of_the_whole_batch():
+    loss = PatchLoss(2.0, torch.tensor([0.4, 2.5]))
+    parts = [loss.sums(LOGITS[part], LABELS[part]) for part in (slice(0, 3), slice(3, 4))]
+    losses, weights = (sum(part[n] for part in parts) for n in range(2))
+    assert float(losses / weights) == pytest.approx(float(loss.of_batch(LOGITS, LABELS)), rel=1e-6)
+
+
 def test_weights_go_inversely_with_frequency():
     weights = inverse_frequency(np.array([90, 10]))
     np.testing.assert_allclose(weights, [100 / 180, 100 / 20])

@@ -195,7 +195,6 @@ def test_the_lines_tell_the_measures_with_their_intervals(evaluated):
     told = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
     assert lines[0] == "test: 8 slides, 400 tiles"
     assert f"  AUROC (tiles tumor): {told}" in lines
-    assert lines[-1] == f"Page: {evaluated.page}"
 
 
 def test_the_split_is_test_before_val_and_never_train():
@@ -233,8 +232,12 @@ def test_the_task_measures_a_file_with_pixels_of_its_slides(output, make_job, ca
     folder = output / "training" / "model"
     assert main(["task=evaluate", f"output={output}", "split=val", "bootstrap=20"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("val: ")
+    first, second = told.splitlines()[:2]
+    assert "predictions.parquet has test: 3 slides, " in first
+    assert "; val: 3 slides, " in first
+    assert second.startswith("val: 3 slides")
     assert "AUROC (tiles tumor): 0." in told
+    assert told.splitlines()[-1] == f"Page: {folder / 'evaluation' / 'val' / 'evaluation.html'}"
     text = text_of(folder / "evaluation" / "val" / "evaluation.html")
     assert "No picture" not in text
     assert text.count('<img src="DATA"') > len(made.slide_ids) // 2
@@ -244,6 +247,31 @@ def test_the_task_measures_a_file_with_pixels_of_its_slides(output, make_job, ca
     assert main(["task=evaluate", *words]) == 0
     rows = (output / "mine" / "predictions.csv").read_text().splitlines()
     assert len(rows) - 1 == len(made.of_splits("test"))
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_what_a_model_predicted_is_found_like_a_training(output, make_job, capsys):
+    predict_by_label(make_job(output), output)
+    (output / "training").rename(output / "predictions")
+    assert main(["task=evaluate", f"output={output}", "bootstrap=0"]) == 0
+    assert (output / "predictions" / "model" / "evaluation" / "test").is_dir()
+    predict_by_label(make_job(output), output)
+    capsys.readouterr()
+    assert main(["task=evaluate", f"output={output}"]) == 1
+    told = capsys.readouterr().err
+    assert "predictions/model/predictions.parquet" in told
+    assert "training/model/predictions.parquet" in told
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_why_there_is_no_interval_is_told_once(tmp_path):
+    report = evaluate(make_predictions(tiles=60, slides=2), tmp_path, options=FEW)
+    why = "too few slides to draw from (2)"
+    assert report.measured.no_interval == f"{why}: no interval"
+    assert text_of(report.page).count(why) == 1
+    with (tmp_path / "metrics.csv").open() as file:
+        notes = [row["note"] for row in csv.DictReader(file)]
+    assert sum(why in note for note in notes) > 5
 
 
 def test_a_heatmap_is_the_picture_of_a_slide_that_has_one(output, make_job, tmp_path):
@@ -267,7 +295,7 @@ def test_tiles_come_from_a_patch_store_where_there_is_one():
 
 def test_the_task_says_what_it_lacks(output, make_job, capsys):
     assert main(["task=evaluate", f"output={output}"]) == 1
-    assert "Say which predictions to evaluate" in capsys.readouterr().err
+    assert "holds no predictions. Train a model" in capsys.readouterr().err
     made = predict_by_label(make_job(output), output)
     path = output / "training" / "model" / "predictions.parquet"
     write_predictions(path, replace(made, label=np.full_like(made.label, -1)))

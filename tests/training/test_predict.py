@@ -265,7 +265,7 @@ def test_several_classes_have_folders_of_heatmaps(slides, tmp_path):
     assert predict(slides / "a.svs", f"output={tmp_path}", *words) == 0
     folder = tmp_path / "predictions/model"
     assert (folder / "heatmaps/tumor/a.png").is_file()
-    assert (folder / "heatmaps/a_b/a.png").is_file()
+    assert (folder / "heatmaps/a%2Fb/a.png").is_file()
     assert [row["class"] for row in table(folder / "slides.csv")] == ["tumor", "a/b"]
 
 

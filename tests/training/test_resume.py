@@ -21,14 +21,20 @@ from microtome.errors import TaskError
 from microtome.plugin.specs import Transform
 from microtome.run.progress import SilentReporter
 from microtome_training.classifier import Description, Takes
-from microtome_training.options.train import LoggerKind, OptimizerKind, Schedule, TrainConfig
+from microtome_training.options.train import (
+    LoggerKind,
+    OhemOptions,
+    OptimizerKind,
+    Schedule,
+    TrainConfig,
+)
 from microtome_training.training import loop
 from microtome_training.training.augment import Augmentation
 from microtome_training.training.checkpoints import Checkpoints
 from microtome_training.training.data import HeldSource
+from microtome_training.training.launching import _spawn
 from microtome_training.training.loop import Fit, fit
 from microtome_training.training.models import Architecture
-from microtome_training.training.task import _spawn
 
 COUNT, HELD_OUT = 60, 16
 AS_IT_IS = Transform(resize=None, crop=None)
@@ -43,7 +49,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def make_fit(folder, **options):
+def make_fit(folder, *, workers=0, identity="a", **options):
     """Make a training of noise, of which some tiles are striped."""
     rng = np.random.default_rng(0)
     labels = (np.arange(COUNT) % 3 == 0).astype(np.int64)
@@ -61,6 +67,7 @@ def make_fit(folder, **options):
             architecture=architecture,
             classes=("normal", "tumor"),
             takes=Takes(kind="pixels", size=16, transform=AS_IT_IS),
+            provenance={"identity": identity},
         ),
         network=architecture.build(),
         source=HeldSource(pixels),
@@ -69,12 +76,13 @@ def make_fit(folder, **options):
         train=np.arange(COUNT - HELD_OUT),
         val=np.arange(COUNT - HELD_OUT, COUNT),
         augmentation=Augmentation(config.augment, config.seed),
+        workers=workers,
     )
 
 
-def run(what):
+def run(what, precision="32-true"):
     torch.manual_seed(time.monotonic_ns())  # what a process happens to have drawn must not matter
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     return fabric.launch(partial(fit, what=what, reporter=SilentReporter()))
 
 
@@ -167,16 +175,101 @@ def test_tensorboard_reads_what_is_logged_also_after_a_break(tmp_path):
     assert logged == {each.epoch: pytest.approx(each.val_loss, rel=1e-6) for each in history.epochs}
 
 
+def test_what_is_kept_is_loaded_where_the_parameters_are(tmp_path, monkeypatch):
+    """The set-up moves parameters, to a GPU or as here to doubles, and no optimizer's state."""
+    whole = run(make_fit(tmp_path / "whole"), "64-true")
+    run(make_fit(tmp_path / "broken", max_epochs=2), "64-true")
+    plain, seen = loop._Loop._step, []
+
+    def looking(self, given, labels):
+        seen.extend(
+            (own.dtype, own.device) == (tensor.dtype, tensor.device)
+            for tensor, state in self._optimizer.state.items()
+            for name, own in state.items()
+            if name != "step"
+        )
+        return plain(self, given, labels)
+
+    monkeypatch.setattr(loop._Loop, "_step", looking)
+    assert run(make_fit(tmp_path / "broken"), "64-true") == whole
+    assert seen
+    assert all(seen)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_another_trainings_checkpoint_is_not_taken_for_its_own(tmp_path, name):
+    run(make_fit(tmp_path, max_epochs=1))
+    saved = Checkpoints(tmp_path, identity="b")
+    with pytest.raises(TaskError, match=rf"{name} is of another training"):
+        saved.load() if name == "last.pt" else saved.best("cpu")
+
+
+def test_processes_that_read_change_nothing(tmp_path):
+    found = [
+        run(make_fit(tmp_path / str(n), workers=n, max_epochs=2, dropout=0.5)) for n in (0, 1, 2)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_options_of_the_optimizer_reach_it(tmp_path):
+    sgd = {"optimizer": OptimizerKind.sgd, "lr": 0.05, "max_epochs": 1, "dropout": 0.0}
+    ways = {
+        "plain": {"momentum": 0.0, "weight_decay": 0.0},
+        "momentum": {"momentum": 0.9, "weight_decay": 0.0},
+        "decay": {"momentum": 0.0, "weight_decay": 2.0},
+    }
+    norms = {}
+    for name, options in ways.items():
+        run(make_fit(tmp_path / name, **sgd, **options))
+        kept = torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)
+        group = kept["optimizer"]["param_groups"][0]
+        assert {key: group[key] for key in options} == options
+        norms[name] = float(weights(tmp_path / name)["body.9.weight"].norm())
+    assert norms["decay"] < 0.9 * norms["plain"]
+    assert norms["momentum"] != norms["plain"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_tile_of_a_batch_is_on_one_device(world):
+    for count in range(world, 20):
+        part = np.random.default_rng(count).permutation(1000)[:count]
+        shares = [loop._share(part, rank, world) for rank in range(world)]
+        assert np.array_equal(np.concatenate(shares), part)
+        assert min(map(len, shares)) >= 1
+
+
+def test_devices_together_see_an_epoch_once(tmp_path):
+    """Without processes: each device's part of the loop, and what the devices would add up."""
+    what = make_fit(tmp_path)
+    epoch = what.epoch(1)
+    shown = [
+        epoch.rows[loop._share(part, rank, 2)] for part in epoch.batches(16) for rank in range(2)
+    ]
+    times = np.where(what.labels[what.train] > 0, what.config.aug_factor, 1)
+    assert sorted(np.concatenate(shown)) == sorted(np.repeat(what.train, times))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_share_each_batch(tmp_path):
-    what = make_fit(tmp_path, devices=2, max_epochs=3)
-    history = _spawn(Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn"), what)
-    alone = run(make_fit(tmp_path / "alone", max_epochs=3, dropout=0.2))
-    assert len(history.epochs) == 3
-    # They begin alike, and draw other dropout.
-    assert history.epochs[0].train_loss == pytest.approx(alone.epochs[0].train_loss, rel=0.2)
-    assert (tmp_path / "checkpoints" / "best.pt").exists()
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Without mining, which goes by each one's share, and dropout, which each draws for itself."""
+    options = {"max_epochs": 2, "dropout": 0.0, "ohem": OhemOptions(ratio=0.0), "lr": 0.05}
+    options |= {"optimizer": OptimizerKind.sgd, "batch_size": 15}
+    what = make_fit(tmp_path / "two", devices=2, **options)
+    two = _spawn(Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn"), what)
+    one = run(make_fit(tmp_path / "one", **options))
+    for first, second in zip(one.epochs, two.epochs, strict=True):
+        assert second.train_loss == pytest.approx(first.train_loss, rel=1e-5)
+        assert second.train_acc == pytest.approx(first.train_acc, rel=1e-5)
+        assert second.val_loss == pytest.approx(first.val_loss, rel=1e-5)
+    begun = make_fit(tmp_path).network.state_dict()
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, before in begun.items():
+        moved = float((first[name] - before).abs().max())
+        assert moved > 1e-3
+        assert float((first[name] - second[name]).abs().max()) < 1e-5
 
 
 WORDS = (

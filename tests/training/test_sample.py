@@ -236,6 +236,9 @@ def test_a_sample_of_other_tiles_is_stale(output, make_job, sample):
 def test_what_cannot_be_drawn_is_refused(output, cohort, sample):
     with pytest.raises(TaskError, match="no tile of the class tumor on 1 slides"):
         sample(cohort["slide_03"].path)
+    for path in (output / "patches").glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["patient_id"] = ""
     with pytest.raises(TaskError, match=r"per_patient caps patients.*column patient_id"):
         sample(per_patient=3)
     for path in (output / "patches").glob("*.h5"):
@@ -251,6 +254,7 @@ def test_what_cannot_be_drawn_is_refused(output, cohort, sample):
         ({"negatives_per_positive": 0.0}, "must be above 0"),
         ({"per_slide": 0}, "per_slide=0 must be at least 1"),
         ({"hard_share": 1.5}, "hard_share=1.5 is a share"),
+        ({"hard_share": 0.5}, r"there is no list: name it with sample\.hard_file=FILE"),
         ({"min_fraction": -0.1}, "is a share"),
     ],
 )
@@ -303,6 +307,13 @@ def test_a_list_that_does_not_fit_is_refused(sample, tmp_path, text, told):
         sample(hard_file=str(path))
 
 
+def test_a_sample_is_given_by_its_path(output, cohort, capsys):
+    assert place(output, "sample", cohort.manifest) == 2
+    told = capsys.readouterr().err
+    assert "tiler.sample_file=" in told
+    assert "OUTPUT/samples/sample.parquet" in told
+
+
 def place(output, path, *words):
     """Run on the tiles of a sample."""
     tiler = ("tiler=sampled", f"tiler.sample_file={path}", "tiler.name=balanced")
@@ -312,6 +323,7 @@ def place(output, path, *words):
 def test_a_run_places_the_tiles_of_a_sample(output, cohort, make_job, sample, capsys):
     path = sample(cohort.manifest, per_slide=4, negatives_per_positive=1.0)
     assert place(output, path, cohort.manifest, "writer=[hdf5,patches]") == 0
+    assert "not looked at" not in capsys.readouterr().err
     there = read_tiles(make_job(output, tiling="balanced"))
     drawn = read_tiles(make_job(output), sample="sample")
     assert there.keys() == drawn.keys()

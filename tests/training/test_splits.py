@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from tile_tables import make_tiles, of_slide, tiled
 
 from microtome.errors import ConfigError, InputError, TaskError
 from microtome_training.options.split import SplitBy, SplitOptions
-from microtome_training.splits import check_leakage, count_split, split_slides
+from microtome_training.splits import check_leakage, split_slides
 from microtome_training.tiles import join
 
 COHORT = {f"s{n:02d}": (9, 3 if n % 2 else 0) for n in range(20)}
@@ -88,7 +87,8 @@ def test_a_patient_with_a_slide_named_test_is_tested_on():
 def test_slides_apart_of_one_patient_are_leakage():
     counts = {("a", "p1"): (2, 2), ("test_b", "p1"): (2, 2), ("c", "p2"): (2, 2)}
     counts[("d", "p3")] = (2, 2)
-    with pytest.raises(TaskError, match=r"Leakage: a \(\w+\) and test_b \(test\) .* patient, p1\."):
+    told = r"Leakage: a \(\w+\) and test_b \(test\) .* patient, p1\. .* split\.by=patient"
+    with pytest.raises(TaskError, match=told):
         split(counts, by=SplitBy.slide)
 
 
@@ -126,6 +126,8 @@ def test_one_slide_cannot_be_split():
 def test_a_class_that_is_missing_is_told():
     with pytest.raises(TaskError, match=r"class tumor there is no tile in val, which has [abc]\."):
         split({"a": (5, 0), "b": (5, 5), "c": (5, 0)})
+    with pytest.raises(TaskError, match=r"another split\.seed than 7 .* split\.val_size than 0\.3"):
+        split({"a": (5, 0), "b": (5, 5), "c": (5, 0)}, seed=7, val_size=0.3)
     with pytest.raises(TaskError, match="class tumor there is no tile in train"):
         split({"a": (5, 0), "b": (5, 0), "test_c": (5, 5)})
     assert set(split({"a": (5, 5), "b": (5, 0)}, val_size=0).values()) == {"train"}
@@ -196,15 +198,3 @@ def test_a_file_that_leaks_is_refused(file):
         split(SLIDES, file=leaking)
     with pytest.raises(InputError, match="cannot be read"):
         split(SLIDES, file=leaking + ".missing")
-
-
-def test_a_split_is_counted():
-    tiles = make_tiles({("a", "p"): (4, 1), ("b", "p"): (3, 0), "c": (2, 2)})
-    tiles.label[0] = -1
-    rows = count_split(tiles, {"a": "train", "b": "train", "c": "val"})
-    assert rows == [
-        {"split": "train", "slides": 2, "patients": 1, "normal": 6, "tumor": 1},
-        {"split": "val", "slides": 1, "patients": 1, "normal": 2, "tumor": 2},
-        {"split": "test", "slides": 0, "patients": 0, "normal": 0, "tumor": 0},
-    ]
-    assert np.array_equal(tiles.positives(), [1, 0, 2])

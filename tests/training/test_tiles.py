@@ -36,10 +36,23 @@ def test_the_table_is_what_the_stores_hold(labelled, cohort, make_job):
     }
 
 
-def test_patients_are_known_by_the_manifest_alone(labelled, cohort, make_job):
-    assert not any(s.patient_id for s in read_tiles(make_job(labelled)).slides)
-    tiles = read_tiles(make_job(labelled, cohort.manifest))
-    assert [s.patient_id for s in tiles.slides] == [s.patient_id for s in cohort.slides]
+def test_patients_are_those_that_the_run_of_the_tiles_was_told(labelled, cohort, make_job):
+    whose = [slide.patient_id for slide in cohort.slides]
+    for named in ((), (cohort.manifest,), (cohort.slides_folder,)):
+        tiles = read_tiles(make_job(labelled, *named))
+        assert [slide.patient_id for slide in tiles.slides] == whose
+
+
+def test_a_manifest_says_better_whose_slides_are(labelled, cohort, make_job, tmp_path):
+    rows = cohort.manifest.read_text("utf-8").replace("patient_01", "somebody")
+    corrected = tmp_path / "cohort.csv"
+    corrected.write_text(rows.replace("slides/", f"{cohort.slides_folder}/"), "utf-8")
+    corrected.write_text(
+        corrected.read_text("utf-8").replace("annotations/", f"{cohort.folder}/annotations/"),
+        "utf-8",
+    )
+    tiles = read_tiles(make_job(labelled, corrected))
+    assert [slide.patient_id for slide in tiles.slides][:2] == ["somebody"] * 2
 
 
 def test_slides_that_are_named_are_taken_alone(labelled, cohort, make_job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -152,6 +153,156 @@ def test_a_sweep_trains_one_model_for_each_job(output, cohort):
     }
 
 
+def test_killed_while_it_is_replaced_the_old_one_is_whole_or_gone(output, monkeypatch):
+    from microtome_training.training import claiming
+
+    folder = output / "training" / "small_cnn"
+    assert train(output, "max_epochs=1") == 0
+    before = {path.name for path in folder.rglob("*")}
+
+    def killed(path):
+        assert {each.name for each in path.rglob("*")} == before
+        assert not folder.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claiming.clear(folder)
+    assert train(output, "max_epochs=1", "loss=cross_entropy") == 0
+    assert json.loads((folder / "result.json").read_text())["resumed_after"] == 0
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_with(output, capsys):
+    """As a folder is that lost its identity and its result, but not its checkpoints."""
+    folder = output / "training" / "small_cnn"
+    assert train(output, "max_epochs=1") == 0
+    for name in ("identity.json", "result.json"):
+        (folder / name).unlink()
+    assert train(output, "max_epochs=1", "loss=cross_entropy") == 1
+    assert "last.pt is of another training" in capsys.readouterr().err
+    assert train(output, "max_epochs=1", "loss=cross_entropy", "force=true") == 0
+
+
+def test_a_training_that_failed_before_its_first_epoch_claims_nothing(
+    output, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    words = ("model=resnet10t", "max_epochs=1", "lr=1e-30", "optimizer=sgd", "momentum=0")
+    assert train(output, *words) == 1
+    assert "train.weights=random" in capsys.readouterr().err
+    assert train(output, *words, "weights=random") == 0
+    assert train(output, *words) == 1
+    assert "is another training: weights was 'random'" in capsys.readouterr().err
+
+
+def test_it_begins_with_the_weights_of_a_file_and_goes_on_without_it(output, tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    begun = timm.create_model("resnet10t", num_classes=7).state_dict()
+    save_file(begun, tmp_path / "begun.safetensors")
+    words = ("model=resnet10t", f"weights={tmp_path / 'begun.safetensors'}", "max_epochs=1")
+    still = ("lr=1e-30", "optimizer=sgd", "momentum=0", "weight_decay=0")
+    assert train(output, *words, *still) == 0
+    folder = output / "training" / "resnet10t"
+    best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    parameters = {name for name, _ in timm.create_model("resnet10t").named_parameters()}
+    rest = parameters - {"fc.weight", "fc.bias"}
+    for name in rest:  # zeros are moved by such a rate, too
+        torch.testing.assert_close(best["state_dict"][name], begun[name], rtol=0, atol=1e-20)
+    assert best["state_dict"]["fc.weight"].shape != begun["fc.weight"].shape
+    weights = json.loads(best["description"])["provenance"]["weights"]
+    assert (weights["file"], len(weights["sha256"])) == ("begun.safetensors", 64)
+    (folder / "result.json").unlink()  # as if it was killed before its end
+    monkeypatch.setattr("microtome_training.training.models.find_weights", None)
+    assert train(output, *words, *still) == 0
+
+
+def test_a_probe_is_as_wide_as_it_is_asked_to_be(output, cohort):
+    assert main([str(cohort.manifest), f"output={output}", *RUN, "encoder=handcrafted",
+                 "tiler.size=128", "tiler.mpp=0.5"]) == 0  # fmt: skip
+    words = ("model=mlp", "hidden=17", "features=handcrafted", "input_size=null", "max_epochs=1")
+    assert train(output, *words, cohort=cohort) == 0
+    best = output / "training" / "mlp" / "checkpoints" / "best.pt"
+    state = torch.load(best, weights_only=True)["state_dict"]
+    assert state["head.weight"].shape == (2, 17)
+
+
+def test_another_way_to_measure_measures_again_and_trains_not(output, capsys, monkeypatch):
+    folder = output / "training" / "small_cnn"
+    assert train(output, "max_epochs=1") == 0
+    best = (folder / "checkpoints" / "best.pt").stat().st_mtime_ns
+    monkeypatch.setattr("microtome_training.training.loop._Loop._step", None)
+    assert train(output, "max_epochs=1", "evaluate.threshold=0.3") == 0
+    told = capsys.readouterr()
+    assert "evaluate.threshold was 0.5 and is 0.3" in told.err
+    assert "already trained, measured again" in told.out
+    assert json.loads((folder / "metrics.json").read_text())["options"]["threshold"] == 0.3
+    assert train(output, "max_epochs=1", "evaluate.threshold=0.3", "heatmaps=true") == 0
+    assert list(folder.glob("heatmaps/*"))
+    assert train(output, "max_epochs=1", "evaluate.threshold=0.3") == 0
+    assert "small_cnn: already trained, small_cnn" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "best.pt").stat().st_mtime_ns == best
+
+
+def test_what_changes_the_numbers_is_another_training(output, capsys):
+    assert train(output, "max_epochs=1", "precision=bf16") == 0
+    for words, told in (
+        (["precision=fp32"], "precision was 'bf16' and is its default"),
+        (["precision=bf16", "devices=2"], "train.devices was its default and is 2"),
+    ):
+        assert train(output, "max_epochs=1", *words) == 1
+        assert told in capsys.readouterr().err
+    assert train(output, "max_epochs=1", "precision=auto") == 0  # any will do
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_two_do_not_train_the_same_at_once(output, capsys):
+    """The second says who is at it; `claims.wait` makes it wait, which is the default."""
+    from microtome.run.progress import SilentReporter
+    from microtome.run.settings import ClaimSettings
+    from microtome_training.training.claiming import hold_folder
+
+    folder = output / "training" / "small_cnn"
+    with hold_folder(folder, ClaimSettings(), SilentReporter()):
+        assert train(output, "max_epochs=1", "claims.wait=false") == 1
+        assert f"process {os.getpid()} on " in capsys.readouterr().err
+    assert not (folder / "checkpoints").exists()
+    assert train(output, "max_epochs=1", "claims.wait=false") == 0
+
+
+def test_one_waits_for_another_that_trains_the_same(tmp_path, monkeypatch):
+    from microtome.run.progress import SilentReporter
+    from microtome.run.settings import ClaimSettings
+    from microtome_training.training import claiming
+
+    notes, folder = [], tmp_path / "training" / "a"
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "note", notes.append)
+    first = claiming.hold_folder(folder, ClaimSettings(), reporter)
+    first.__enter__()
+    monkeypatch.setattr(claiming.time, "sleep", lambda _: first.__exit__(None, None, None))
+    with claiming.hold_folder(folder, ClaimSettings(), reporter):
+        pass
+    assert len(notes) == 1
+    assert notes[0].endswith("works on the training a: waiting for it")
+
+
+def test_a_models_file_cannot_tell_timm_what_we_do_not(trained, tmp_path):
+    from microtome.errors import TaskError
+
+    saved = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    described = json.loads(saved["description"])
+    for arguments in ({"checkpoint_path": "x.pt"}, {"img_size": "64"}):
+        described["architecture"]["arguments"] = arguments
+        torch.save({**saved, "description": json.dumps(described)}, tmp_path / "other.pt")
+        with pytest.raises(TaskError, match="no classifier that task=train left"):
+            load_classifier(tmp_path / "other.pt")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -160,10 +311,13 @@ def test_a_sweep_trains_one_model_for_each_job(output, cohort):
         (["model=resnet5O"], "neither small_cnn, linear, mlp nor a model of timm"),
         (["model=linear"], "train.model=linear takes features"),
         (["features=uni"], "train.model=small_cnn takes pixels"),
-        (["features=uni", "model=mlp", "input_size=null"], "has no features 'uni'"),
+        (["features=uni", "model=mlp", "input_size=null"], "of features, and not 'uni'"),
         (["patches_folder=nowhere"], "nowhere holds no patch store"),
         (["precision=fp16"], "fp16 needs a GPU"),
         (["weights=none.pt"], "none.pt names no file"),
+        (["evaluate.threshold=2"], "evaluate.threshold=2 must be above 0 and below 1"),
+        (["heatmap.opacity=2"], "heatmap.opacity=2 must be from 0 to 1"),
+        (["device=cuda:1", "devices=2"], "device=cuda:1 is one device, and train.devices=2"),
         (["name=../up"], "is to name a folder"),
         (["device=cuda:7"], "torch sees 0 cuda devices"),
         (["weights=pretrained"], "Of small_cnn there are no pretrained weights"),
@@ -231,6 +385,8 @@ def test_the_first_epoch_is_the_same_from_every_store(output, cohort):
         assert train(output, *words, cohort=cohort) == 0
         first[store] = rows(output / "training" / store / "epoch_losses.csv")
     assert all(found == first["pixels"] for found in first.values())
+    words = ("max_epochs=1", "name=lmdb", f"patches_folder={output / 'patches'}")
+    assert train(output, *words) == 1  # of the same keys and labels, but maybe of other pixels
 
 
 def test_the_defaults_are_those_that_users_know():
@@ -240,3 +396,34 @@ def test_the_defaults_are_those_that_users_know():
     assert {name: getattr(config, name) for name in known} == known
     assert (config.ohem.ratio, config.focal.gamma, config.split.val_size) == (3.0, 2.0, 0.1)
     assert (config.loss.name, config.split.test_name) == ("focal", "test")
+
+
+HEAVY = ("torch", "lightning_fabric", "sklearn", "timm")
+TOLD_FIRST = """
+import sys
+from microtome.__main__ import main
+for line in sys.argv[2:]:
+    main(line.split("|"))
+    print("imported", [name for name in sys.argv[1].split(",") if name in sys.modules])
+"""
+
+
+def test_mistakes_are_told_and_trainings_reused_before_torch_is_imported(trained, cohort):
+    import subprocess
+    import sys
+
+    output = f"output={trained.parents[1]}"
+    again = [str(cohort.manifest), output, *RUN, *QUICK, "save_interval=1", "heatmaps=true"]
+    lines = [
+        again,
+        [*again, "name=other", "split.file=lack.csv"],
+        [output, "task=evaluate", "predictions_file=lack.parquet"],
+        [output, "task=predict", "checkpoint=lack.pt"],
+        [output, "task=train", "features=uni", "model=linear"],
+    ]
+    words = [sys.executable, "-c", TOLD_FIRST, ",".join(HEAVY), *map("|".join, lines)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "already trained" in done.stdout
+    for told in ("lack.csv", "lack.parquet", "lack.pt", "and not 'uni'"):
+        assert told in done.stderr
+    assert done.stdout.count("imported []") == len(lines)

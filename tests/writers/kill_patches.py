@@ -1,6 +1,6 @@
 """Kill a patch store at every file operation in turn, and look at what it leaves.
 
-Not a test: test_patch_stores.py runs it, so that the forks happen in a process without threads.
+Not a test: test_patch_damage.py runs it, so that the forks happen in a process without threads.
 Arguments: writer, folder. Prints how many it killed at; fails with the first that left something
 half done.
 """

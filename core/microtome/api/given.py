@@ -143,7 +143,9 @@ def _check(
         _check_regions(settings, slide, grid)
     if card is None:
         return
-    target = SimpleNamespace(size=geometry.size, magnification=nominal, mpp=None)
+    target = SimpleNamespace(
+        size=geometry.size, magnification=nominal, mpp=None, level=geometry.target_level
+    )
     if nominal is None:
         target.mpp = geometry.target_mpp if mpp is None else mpp
     if told := misfit(model.name, card, target):

@@ -11,9 +11,10 @@ from uuid import uuid4
 
 from microtome.errors import ConfigError
 from microtome.plugin.files import add_files, find_files
-from microtome.plugin.options import configure
+from microtome.plugin.options import configure, tasks_with
 from microtome.plugin.registry import Registry, get_registry
-from microtome.plugin.wording import unknown
+from microtome.plugin.specs import PluginSpec
+from microtome.plugin.wording import of_task, unknown
 from microtome.run.job import TaskOutcome
 from microtome.run.labelling import LabelSettings
 from microtome.run.planning.plan import RunPlan, make_plan
@@ -48,6 +49,10 @@ _SECTIONS = {
     "claims": ClaimSettings,
     "staging": StagingSettings,
 }
+_NOT_GIVEN = {"slides", "output", "run_dir", "resolved", "derived", "own_task", "label"}
+_RUN_TAKES = (
+    {f.name for f in fields(RunConfig)} - _NOT_GIVEN - {f"{kind}s" for kind in _SEVERAL}
+) | {*_SEVERAL}
 _MODELS = {c.kind: c for c in (EncoderChoice, SlideEncoderChoice, PatientEncoderChoice)}
 
 
@@ -78,6 +83,7 @@ def run_slides(
             ``segmenter``, ``tiler``, ``inspector``, ``encoder``, ``slide_encoder``,
             ``patient_encoder``, ``writer``, ``engine``;
             ``tissue``, ``filter``, ``quality``, ``labels``, ``claims`` and ``staging`` as mappings.
+            ``task="index"`` is ``coords`` with labels, and annotations required.
             The engine is ``inline`` unless given. ``encoder_plugin`` is the path of a file with
             plugins, or several.
 
@@ -93,6 +99,7 @@ def run_slides(
 
 def run_task(
     name: str,
+    /,
     output: str | Path,
     slides: str | Path | Sequence[str | Path] = (),
     *,
@@ -110,7 +117,8 @@ def run_task(
         output: The output folder.
         slides: The slides that it is about; by what the output holds if none are named.
         reporter: As of `run_slides`.
-        **options: The task's own options, nested ones as mappings; and those of a run, as
+        **options: The task's own options, nested ones as mappings, by themselves or all as a
+            mapping of the task's name, ``train={"loss": "focal"}``; and those of a run, as
             `run_slides` takes them. Of one name, the task's is meant.
 
     Returns:
@@ -121,9 +129,10 @@ def run_task(
     """
     registry = _with_files(options)[0]
     spec = registry.find("task", name).spec
-    known = {f.name for f in fields(spec.config)}
-    own = {key: value for key, value in options.items() if key in known}
-    others = {key: value for key, value in options.items() if key not in known}
+    own, others = _own_options(spec, options)
+    for key in others:
+        if key not in _RUN_TAKES and (tasks := tasks_with(key, registry)):
+            raise ConfigError(of_task(key, tasks, spec.name))
     config, registry = compose(slides, Path(output), others)
     told = {"task": spec.name, spec.name: json.loads(json.dumps(own, default=str))}
     config = replace(
@@ -133,6 +142,23 @@ def run_task(
         resolved={**config.resolved, **told},
     )
     return do_task(config, registry, make_reporter(reporter))
+
+
+def _own_options(
+    spec: PluginSpec, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell a task's options, by themselves or as a mapping of its name, from those of a run."""
+    known = {f.name for f in fields(spec.config)}
+    own = {key: value for key, value in options.items() if key in known}
+    others = {key: value for key, value in options.items() if key not in known}
+    if spec.name not in others:
+        return own, others
+    given = others.pop(spec.name)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{spec.name}={given!r} says nothing of its options: give a mapping.")
+    if twice := sorted(own.keys() & given.keys()):
+        raise ConfigError(f"{twice[0]}=… is given twice, once in {spec.name}=…: leave one out.")
+    return {**given, **own}, others
 
 
 def _with_files(options: Mapping[str, Any]) -> tuple[Registry, Any]:
@@ -165,6 +191,9 @@ def compose(
     """
     registry, files = _with_files(options)
     options = {key: value for key, value in options.items() if key != "encoder_plugin"}
+    if options.get("task") == "index":  # as the command line's, which is made of two
+        labels = {**options.get("labels", {}), "required": True}
+        options |= {"task": "coords", "labels": labels}
     given = [slides] if isinstance(slides, str | Path) else list(slides)
     config = RunConfig(
         slides=tuple(map(str, given)),
@@ -212,13 +241,10 @@ def carry_out(plans: Sequence[RunPlan], reporter: Reporter) -> RunResult:
 
 
 def _settings(options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    own = {"slides", "output", "run_dir", "resolved", "derived", "own_task", "label"}
-    known = {f.name for f in fields(RunConfig)} - own
-    known = (known - {f"{kind}s" for kind in _SEVERAL}) | {*_SEVERAL}
     settings: dict[str, Any] = {}
     for name, value in options.items():
-        if name not in known:
-            raise ConfigError(unknown("option of a run", name, sorted(known)))
+        if name not in _RUN_TAKES:
+            raise ConfigError(unknown("option of a run", name, sorted(_RUN_TAKES)))
         if name in _SINGLE:
             settings[name] = choose(name, value, registry)[0]
         elif name in _SEVERAL:

@@ -106,7 +106,8 @@ class Slide:
         Args:
             mask: The tissue; found by the default segmenter if None.
             tiler: A tiler plugin's name.
-            **options: Its options: ``size``, ``magnification`` or ``mpp``, … for the grid.
+            **options: Its options: ``size``, ``magnification``, ``mpp`` or ``level``, … for the
+                grid.
 
         Raises:
             GeometryError: If the slide cannot give such tiles.

@@ -27,6 +27,7 @@ _OTHERS = {
     "force": "PreprocessingConfig(resume=False)",
     "tiler.folder": "PreprocessingConfig.read_coordinates_from",
     "tiler.magnification": "PreprocessingConfig(tiler={'magnification': …})",
+    "tiler.level": "PreprocessingConfig(tiler={'level': …})",
     "tiler.edge": "PreprocessingConfig(tiler={'edge': …})",
     "+encoder@encoder.KEY": "another ExecutionOptions.output_dir",
     "+slide_encoder@slide_encoder.KEY": "another ExecutionOptions.output_dir",

@@ -16,8 +16,12 @@ from microtome.commands._arguments import VerbParser
 from microtome.commands._cards import at_a_glance
 from microtome.commands._lines import columns, one_line
 from microtome.commands._names import LEVELS
-from microtome.plugin.registry import get_registry
+from microtome.plugin.files import add_files
+from microtome.plugin.registry import Registry, get_registry
+from microtome.run.inputs.finding import find_slides
 from microtome.run.preview import Preview, PreviewedModel, preview
+from microtome.run.settings import RunConfig
+from microtome.run.tasks import check_task
 
 
 def main(argv: list[str]) -> int:
@@ -30,8 +34,33 @@ def main(argv: list[str]) -> int:
     _parser().parse_intermixed_args(own or ["--help"])
     from microtome.config.app import compose
 
-    sys.stdout.write(f"{describe(preview(compose(argv), get_registry()))}\n")
+    config, registry = compose(argv), get_registry()
+    if config.own_task is not None:
+        sys.stdout.write(f"{describe_task(config, registry)}\n")
+    else:
+        sys.stdout.write(f"{describe(preview(config, registry))}\n")
     return 0
+
+
+def describe_task(config: RunConfig, registry: Registry) -> str:
+    """Write what is known of a task before it is done: it goes by what the output holds.
+
+    Raises:
+        MicrotomeError: What the task would be refused for, but for missing packages.
+    """
+    registry = add_files(registry, config.encoder_plugin)
+    entry = registry.find("task", config.task)
+    told = f"task={config.task}: {entry.spec.summary}. "
+    if config.slides:
+        slides = find_slides(config, registry)
+        count = len(slides.slides)
+        told += f"{count} slide{'s' * (count != 1)} named. "
+    told += f"What it does goes by what {config.output} holds, and shows as it is done."
+    if entry.missing:
+        step = entry.spec.install or f"pip install {' '.join(entry.missing)}"
+        return f"{told}\n\nFirst:\n  {step}"
+    check_task(config, registry)
+    return told
 
 
 def describe(shown: Preview) -> str:

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from microtome.commands._arguments import VerbParser
 from microtome.commands._lines import one_line
 from microtome.errors import ConfigError, MissingDependencyError
 from microtome.plugin.registry import get_registry
-from microtome.plugin.specs import WriterSpec
+from microtome.plugin.specs import TaskSpec, WriterSpec
 from microtome.run.progress import duration
 from microtome.store.atomic import publish, wrap_errors, write_bytes
 from microtome.store.claims import Attempt
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.status import SlideStatus
 from microtome.store.survey import SlideView, find_patients, find_slides, find_tilings, look
 
@@ -117,6 +117,7 @@ def main(argv: list[str]) -> int:
         (_print_table if sys.stdout.isatty() else _print_lines)(rows)
     if not args.json:
         sys.stderr.write(f"{_counts(rows)}\n{_patients(args.output, args.tiling)}")
+        sys.stderr.writelines(_of_tasks(args.output, args.tiling))
     return 0
 
 
@@ -155,7 +156,7 @@ def read_rows(output: Path, tiling: str | None = None) -> tuple[list[Row], list[
 def _layouts(output: Path, tiling: str | None) -> list[OutputLayout]:
     layouts = {
         layout.root.relative_to(output).as_posix(): layout
-        for layout in find_tilings(output, {spec.folder for spec in _writers()})
+        for layout in find_tilings(output, taken_folders(get_registry()))
     }
     if tiling is not None and tiling not in layouts:
         raise ConfigError(
@@ -177,6 +178,16 @@ def _patients(output: Path, tiling: str | None) -> str:
         found = find_patients(layout, writers).items()
         count += len({str(path.relative_to(top)).removesuffix(s.suffix) for path, s in found})
     return f"{count} patient{'s' if count != 1 else ''} embedded\n" if count else ""
+
+
+def _of_tasks(output: Path, tiling: str | None) -> Iterator[str]:
+    """Name what tasks keep in the folders that they make below a tiling."""
+    specs = [entry.spec for entry in get_registry().entries("task")]
+    names = [name for spec in specs if isinstance(spec, TaskSpec) for name in spec.folders]
+    for folder in (layout.root / name for layout in _layouts(output, tiling) for name in names):
+        found = sorted({p.stem if p.is_file() else p.name for p in folder.glob("[!.]*")})
+        if found:
+            yield f"{folder.relative_to(output)}: {one_line(', '.join(found))}\n"
 
 
 def make_row(view: SlideView) -> Row:

@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = MappingPr
     words = list(sys.argv[1:] if argv is None else argv)
     own = words[: words.index("--")] if "--" in words else words
     if not words or {"-h", "--help"} & set(own):
-        from microtome.config.help import page
-
-        return say(page(get_registry(), verbs))
+        return _help(own, verbs)
     if "--version" in own:
         from microtome import __version__
 
@@ -93,6 +91,18 @@ def compose(words: Sequence[str]) -> RunConfig:
         return read_job(hydra_bridge.compose(line, registry))
     except HYDRA_ERRORS as error:
         raise refusal(error, registry) from error
+
+
+def _help(words: Sequence[str], verbs: Mapping[str, str]) -> int:
+    """Show the page of the task that is chosen, or of everything."""
+    from microtome.config.help import page, task_page
+
+    registry = get_registry()
+    if task := command_line.chosen_task(words):
+        registry = add_files(registry, find_files(command_line.plugin_files(words) or ()))
+        if task in registry.names("task"):
+            return say(task_page(registry.find("task", task).spec))
+    return say(page(registry, verbs))
 
 
 def _read(words: Sequence[str]) -> tuple[command_line.CommandLine, Registry]:

@@ -10,7 +10,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -96,7 +96,9 @@ def parse(words: Sequence[str], names: Names, task_options: Names = _NO_OPTIONS)
     given = {name: _DOES.get(name, name) for name in (flag.partition("=")[0] for flag in flags)}
     _refuse_contradiction(set(given.values()))
     multirun = "--multirun" in given.values() or "hydra.mode=MULTIRUN" in overrides
-    overrides = _with_owner(overrides, task_options)
+    task = chosen_task(overrides)
+    own = task_options.get(task, ())
+    overrides = [f"{task}.{word}" if head_of(word) in own else word for word in overrides]
     overrides = [_override(word, names, multirun) for word in overrides]
     if slides:
         overrides.append(f"slides=[{','.join(map(literal, slides))}]")
@@ -121,15 +123,15 @@ def plugin_files(words: Sequence[str]) -> list[str] | None:
     return [str(Path(path).absolute()) for path in paths] if values else None
 
 
-def _with_owner(overrides: Sequence[str], task_options: Names) -> list[str]:
-    """Write the options of the task that is chosen with its name: ``loss=`` is ``train.loss=``."""
-    chosen = [word.partition("=")[2].lower() for word in overrides if word.startswith("task=")]
-    task = chosen[-1] if chosen else ""
-    own = task_options.get(task, ())
-    return [
-        f"{task}.{word}" if re.split(r"[.=]", word, maxsplit=1)[0] in own else word
-        for word in overrides
-    ]
+def chosen_task(words: Iterable[str]) -> str:
+    """Give the task that words choose, the last one of several; empty if none."""
+    chosen = [word.partition("=")[2].lower() for word in words if word.startswith("task=")]
+    return chosen[-1] if chosen else ""
+
+
+def head_of(word: str) -> str:
+    """Give the first part of a word's key: ``ohem`` of ``ohem.ratio=3``."""
+    return re.split(r"[.=]", word, maxsplit=1)[0]
 
 
 def literal(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from microtome.config.argv import keep_overrides
+from microtome.config.argv import chosen_task, head_of, keep_overrides
 from microtome.config.options import SEVERAL, SINGLE, RunOptions
 from microtome.config.schema import RUN_OWNS, SECTIONS
 from microtome.plugin import NoConfig
@@ -30,6 +31,29 @@ def complete(
         registry: The plugins.
         verbs: What the first word may be.
     """
+    words = re.split(r"\s+", line.lstrip())
+    word = words[-1] if len(words) > 1 else ""
+    task = chosen_task(words[1:-1])
+    if task not in registry.names("task"):
+        return _complete(line, offers, registry, verbs)
+    # Options of the task need not say whose they are: Hydra, whose words they become, must hear.
+    own = {field.name for field in fields(registry.find("task", task).spec.config)}
+    kept = keep_overrides(line).split(" ")[1:-1]
+    before = " ".join([words[0], *(f"{task}.{w}" if head_of(w) in own else w for w in kept), ""])
+    found = []
+    if head_of(word) not in own or head_of(word) == word:
+        found = _complete(before + word, offers, registry, verbs)
+    if not word.startswith(f"{task}."):
+        prefix = f"{task}."
+        inner = _complete(f"{before}{prefix}{word}", offers, registry, verbs)
+        found += [each.removeprefix(prefix) for each in inner if each.startswith(prefix)]
+    return list(dict.fromkeys(found))
+
+
+def _complete(
+    line: str, offers: Callable[[str], list[str]], registry: Registry, verbs: Collection[str]
+) -> list[str]:
+    """Complete the last word of a line, as it stands."""
     words = re.split(r"\s+", line.lstrip())
     word = words[-1] if len(words) > 1 else ""
     line = keep_overrides(line)
@@ -64,8 +88,12 @@ def _schemas(where: str, registry: Registry) -> Iterator[type]:
         yield SECTIONS[where]
     elif kind in SINGLE and not plugin:
         yield from (entry.spec.config for entry in registry.entries(kind))
-    elif kind in registry.names("task") and not plugin:
-        yield registry.find("task", kind).spec.config
+    elif kind in registry.names("task"):
+        schema: Any = registry.find("task", kind).spec.config
+        for part in filter(None, plugin.split(".")):
+            schema = get_type_hints(schema).get(part) if is_dataclass(schema) else None
+        if is_dataclass(schema) and isinstance(schema, type):
+            yield schema
     elif kind in SEVERAL and plugin in registry.names(kind):
         yield registry.find(kind, plugin).spec.config
         yield RUN_OWNS.get(kind, NoConfig)

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from microtome import __version__
+from microtome.config.schema import option_rows
 from microtome.plugin.registry import Registry
-from microtome.plugin.specs import RUN_KINDS
+from microtome.plugin.specs import RUN_KINDS, PluginSpec
 
 _KEYS = (
     ("output=FOLDER", "where everything goes; required"),
@@ -34,8 +35,9 @@ _FLAGS = (
     ("--cfg job", "show the composed configuration instead of running; --resolve fills it in"),
     ("--config-dir FOLDER", "compositions of your own"),
     ("-sc install=bash", 'TAB completion: eval "$(microtome -sc install=bash)"'),
+    ("--info defaults", "what the configuration is composed of; also config, plugins, searchpath"),
     ("--hydra-help", "what Hydra adds to this"),
-    ("-h, --help, --version", ""),
+    ("-h, --help, --version", "behind task=NAME, --help shows that task's options"),
 )
 _EXAMPLES = (
     "microtome slide.svs output=out",
@@ -71,6 +73,31 @@ def page(registry: Registry, verbs: Mapping[str, str], *, width: int | None = No
         _section("Verbs", verbs.items(), width),
         _section("Flags", _FLAGS, width),
         "Examples\n" + "\n".join(f"  {example}" for example in _EXAMPLES),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def task_page(spec: PluginSpec, *, width: int | None = None) -> str:
+    """Write the help page of a task: its options with their types and defaults.
+
+    Args:
+        spec: The task's.
+        width: As of `page`.
+    """
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 110)
+    rows = [
+        (f"{name}={default}", f"{kind}. {told}")
+        for name, kind, default, told in option_rows(spec.config)
+    ]
+    sections = [
+        f"task={spec.name}: {spec.summary.rstrip('.')}",
+        f"Usage: microtome [SLIDE …] task={spec.name} output=FOLDER [KEY=VALUE …]",
+        _section("Options and their defaults", rows, width) if rows else "It has no options.",
+        _wrap(
+            f"In a configuration, and where the line chooses no task, they are {spec.name}.KEY. "
+            "Options of every run: microtome --help.",
+            width,
+        ),
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -31,6 +31,7 @@ from microtome.run.settings import (
     RunConfig,
     SlideEncoderChoice,
 )
+from microtome.store.layout import refuse_taken
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +81,7 @@ def to_run_config(
         slide_id=options.slide_id.name,
         mpp=options.mpp,
         mpp_csv=Path(options.mpp_csv) if options.mpp_csv else None,
-        tiling=_tiling(nodes["tiler"]),
+        tiling=_tiling(nodes["tiler"], registry),
         annotations=Path(options.annotations) if options.annotations else None,
         encoder_plugin=files,
         reader=reader,
@@ -248,10 +249,11 @@ def _models(
         )
 
 
-def _tiling(node: Mapping[str, Any]) -> str:
+def _tiling(node: Mapping[str, Any], registry: Registry) -> str:
     name = str(node.get("name") or "")
     if name != Path(name).name and name:
         raise ConfigError(f"tiler.name={name} is a folder's name, not a path.")
+    refuse_taken(name, registry)
     return name
 
 

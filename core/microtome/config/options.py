@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from microtome.plugin import option
+from microtome.plugin.wording import phrase
 from microtome.run.labelling import LabelSettings
 from microtome.run.settings import (
     ClaimSettings,
@@ -33,15 +33,6 @@ SINGLE = ("reader", "segmenter", "tiler", "engine")
 SEVERAL = ("inspector", "encoder", "slide_encoder", "patient_encoder", "writer")
 """Kinds of which a run has any number: the nodes are at ``<kind>.<key>``."""
 
-_PHRASES = {
-    "str": "text", "Path": "path", "int": "whole number", "float": "number",
-    "bool": "true | false",
-}  # fmt: skip
-_SENTENCES = {
-    str: "a text", Path: "a path", int: "a whole number", float: "a number",
-    bool: "true or false", Any: "a word or a list",
-}  # fmt: skip
-_PLURALS = {str: "texts", Path: "paths", int: "whole numbers", float: "numbers"}
 _PATH_WORDS = {"weights", "checkpoint", "path", "file", "folder", "dir", "csv", "manifest", "cache"}
 
 
@@ -214,38 +205,6 @@ def help_of(schema: type) -> dict[str, str]:
 def type_of(schema: type, name: str) -> str:
     """Phrase a field's type for people: ``"int or null"``, ``"drop | pad"``."""
     return phrase(get_type_hints(schema)[name])
-
-
-def phrase(hint: Any) -> str:
-    """Phrase a type for people."""
-    if hint is Any:
-        return "word or list"
-    if hint is type(None):
-        return "null"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return " | ".join(hint.__members__)
-    arguments = get_args(hint)
-    if arguments and getattr(hint, "__origin__", None) in (list, tuple):
-        return f"list of {phrase(arguments[0])}"
-    if arguments and getattr(hint, "__origin__", None) is dict:
-        return "mapping"
-    if arguments:
-        return " or ".join(phrase(argument) for argument in arguments)
-    name = str(hint.__name__)
-    return _PHRASES.get(name, name)
-
-
-def sentence(hint: Any) -> str:
-    """Phrase a type as what an option takes: ``"a whole number, or null for the default"``."""
-    arguments = get_args(hint)
-    if type(None) in arguments:
-        others = " or ".join(sentence(other) for other in arguments if other is not type(None))
-        return f"{others}, or null for the default"
-    if arguments and getattr(hint, "__origin__", None) in (list, tuple):
-        return f"a list of {_PLURALS.get(arguments[0], phrase(arguments[0]))}"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return f"one of {', '.join(hint.__members__)}"
-    return _SENTENCES.get(hint, phrase(hint))
 
 
 def _attributes(docstring: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ _LISTS = (*SEVERAL, "visualize", "preset")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<word>(?P<key>[^=]+)=(?P<value>.*))'")
 _SWEEP = re.compile(r"Sweep parameters '(.*)' requires --multirun", re.DOTALL)
 _APPEND = re.compile(r"Could not append .*already at '([^']+)'", re.DOTALL)
+_LIST = re.compile(r"Error merging override \+*(?P<key>[^=]+)=(?P<value>\[\W*(?P<first>\w+).*\])")
 _NO_GROUP = re.compile(r"config group '([^']+)' does not\s+exist")
 _NO_DEFAULT = re.compile(r"Could not override '([^']+)'.\s*No match in the defaults list")
 
@@ -117,6 +118,9 @@ def _by_text(text: str, registry: Registry) -> str | None:
         return f"{match[1]} is a sweep: add -m."
     if match := _APPEND.search(text):
         return f"{match[1]} exists already: leave out the plus."
+    if match := _LIST.search(text):
+        key, name = match["key"], match["first"].lower()
+        return f"{key} takes a list for each name, not one for all: {key}.{name}={match['value']}."
     if match := _NO_GROUP.search(text):
         return _unknown("kind of plugin", match[1], RUN_KINDS)
     if match := _NO_DEFAULT.search(text):

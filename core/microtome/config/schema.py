@@ -18,14 +18,14 @@ from microtome.config.options import (
     TilerOptions,
     default_of,
     help_of,
-    sentence,
     type_of,
 )
 from microtome.errors import ConfigError
 from microtome.plugin import NoConfig, PluginSpec
+from microtome.plugin.options import tasks_with
 from microtome.plugin.registry import Registry, get_registry
 from microtome.plugin.specs import SPECS
-from microtome.plugin.wording import unknown
+from microtome.plugin.wording import of_task, sentence, unknown
 from microtome.run.labelling import LabelSettings
 from microtome.run.settings import (
     ClaimSettings,
@@ -34,6 +34,8 @@ from microtome.run.settings import (
     StagingSettings,
     TissueSettings,
 )
+
+_NO_VALUE = {"???": "required", "": "empty"}
 
 AUTO = "auto"
 """The reader that is no plugin: the registry's readers in turn."""
@@ -138,19 +140,12 @@ def no_option(key: str, root: Mapping[Any, Any]) -> str:
     owners = [f"{where}.{key}=…" for where, node in nodes.items() if _has(node, key)]
     if owners:
         return f"There is no option named {key!r}. Did you mean {' or '.join(owners)}?"
-    if tasks := _tasks_with(key):
-        chosen = root.get("task") or "another"
-        return f"The option {key} goes with task={' or task='.join(tasks)}; this run is {chosen}."
+    if tasks := tasks_with(key, get_registry()):
+        return of_task(key, tasks, str(root.get("task") or "another"))
     known = {field.name for field in fields(RunOptions)} | {*SINGLE, *SEVERAL, "preset"}
     own = root.get(root.get("task"))
     known |= set(own) if isinstance(own, Mapping) else set()
     return unknown("option", key, sorted(known))
-
-
-def _tasks_with(key: str) -> list[str]:
-    """Name the tasks that a key at the top is the name, or an option, of."""
-    specs = [entry.spec for entry in get_registry().entries("task")]
-    return [s.name for s in specs if key == s.name or key in {f.name for f in fields(s.config)}]
 
 
 def _has(node: Any, key: str) -> bool:
@@ -211,16 +206,31 @@ def _table(schema: type, prefix: str, *, leave: tuple[str, ...] = ()) -> str:
 
 
 def _rows(schema: type, prefix: str, leave: tuple[str, ...] = ()) -> Iterator[str]:
+    for name, kind, default, told in option_rows(schema, prefix, leave):
+        shown = default if default in _NO_VALUE.values() else f"`{default}`"
+        cells = (f"`{name}`", kind, shown, told)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def option_rows(
+    schema: type, prefix: str = "", leave: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, str, str]]:
+    """Give the name, type, default and help of each option, nested ones too.
+
+    Args:
+        schema: A dataclass.
+        prefix: Put before the names.
+        leave: Names of those to leave out.
+    """
     helps, hints = help_of(schema), get_type_hints(schema)
     for name, default in defaults(schema).items():
         if name in leave:
             continue
         if is_dataclass(hints[name]):
-            yield from _rows(hints[name], f"{prefix}{name}.")
+            yield from option_rows(hints[name], f"{prefix}{name}.")
         else:
-            shown = {"???": "required", "": "empty"}.get(str(default), f"`{_yaml(default)}`")
-            cells = (f"`{prefix}{name}`", type_of(schema, name), shown, helps[name])
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            shown = _NO_VALUE.get(str(default), _yaml(default))
+            yield f"{prefix}{name}", type_of(schema, name), shown, helps[name]
 
 
 def _yaml(value: Any) -> str:

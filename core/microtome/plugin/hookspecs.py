@@ -216,9 +216,7 @@ def microtome_writers() -> Iterable[WriterSpec]:
                 name="acme",
                 target="microtome_acme.store:AcmeWriter",
                 summary="One npz a slide",
-                consumes="features",
-                suffix=".npz",
-                layout="file",
+                consumes="features", suffix=".npz", layout="file",
             )
 
     Returns:
@@ -286,8 +284,7 @@ def microtome_annotations() -> Iterable[AnnotationSpec]:
                 name="acme",
                 target="microtome_acme.annotations:AcmeReader",
                 summary="Outlines that were drawn in Acme's viewer",
-                extensions=(".acme.json",),
-                tool="Acme Viewer",
+                extensions=(".acme.json",), tool="Acme Viewer",
             )
 
     Returns:

@@ -101,9 +101,11 @@ def _groups(value: Any) -> list[str]:
 
 def _refuse_twice(groups: Mapping[str, Sequence[str]]) -> None:
     """Refuse a group that is two things, whatever its case: files are not that exact."""
+    from microtome.slide.groups import group_key  # which numpy comes with
+
     owners: dict[str, str] = {}
     for where, names in groups.items():
         for name in names:
-            first = owners.setdefault(name.strip().casefold(), where)
+            first = owners.setdefault(group_key(name), where)
             if first != where:
                 raise ConfigError(f"The group {name!r} is in both {first} and {where}.")

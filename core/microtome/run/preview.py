@@ -107,7 +107,7 @@ def _preview_pass(config: RunConfig, registry: Registry, notes: list[str]) -> Pr
     cards = {each.name: each.card for each in encoders if each.card is not None}
     spec, options = plan_tiler(config, registry, cards, notes)
     fields = describe(spec, options) | target_fields(options)
-    layout = plan_layout(config, fields)
+    layout = plan_layout(config, fields, registry)
     if config.task == "tissue":
         return PreviewedPass(tiles="tissue", places=(str(layout.tissue_folder),), models={})
     stores, images = plan_writers(config, registry)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from microtome._version import __version__
-from microtome.errors import ConfigError, MicrotomeError, StoreError
+from microtome.errors import ConfigError, MicrotomeError, PluginError, StoreError
 from microtome.plugin.protocols import Task
-from microtome.plugin.registry import Registry
+from microtome.plugin.registry import Registered, Registry
 from microtome.plugin.specs import TaskSpec
 from microtome.run.job import TaskJob, TaskOutcome
 from microtome.run.progress import Reporter, make_reporter
@@ -74,7 +76,7 @@ def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOu
     ended: dict[str, Any] = {"exit_code": EXIT_STOPPED}
     try:
         with signals_interrupt(), registry.blame("task", config.task, "done"):
-            outcome = task.run(job)
+            outcome = _checked(task.run(job), registry.find("task", config.task))
         ended = {"exit_code": outcome.exit_code, "outcome": dict(outcome.record)}
         return outcome
     except KeyboardInterrupt as interrupt:
@@ -88,6 +90,27 @@ def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOu
         # Why it was broken off is told, not that this could not be written down.
         with nullcontext() if "outcome" in ended else suppress(StoreError):
             _write_record(config, started, ended | seconds)
+
+
+def _checked(outcome: object, entry: Registered) -> TaskOutcome:
+    """Refuse what a task gives back and the run's record cannot hold."""
+    whose = f"The task {entry.spec.name!r} of {entry.distribution}"
+    if not isinstance(outcome, TaskOutcome):
+        what = type(outcome).__name__
+        raise PluginError(f"{whose} gave back {what}, and is to give a TaskOutcome.")
+    record: object = outcome.record
+    if not isinstance(record, Mapping):
+        what = type(record).__name__
+        raise PluginError(f"{whose} gave back a record that is a {what}, and is to be a mapping.")
+    for key, value in record.items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"{whose} gave back record[{key!r}], which JSON cannot hold: {error}. Give "
+                "numbers, texts, lists and mappings of these."
+            ) from error
+    return outcome
 
 
 def _write_record(config: RunConfig, started: datetime, ended: dict[str, Any]) -> None:

@@ -49,8 +49,8 @@ class Resample(Enum):
 class GridConfig:
     """Options of the grid tiler.
 
-    ``magnification`` and ``mpp`` exclude each other. The default of ``min_tissue`` treats a
-    straight tissue edge along a tile's side as the field's four-point rule does.
+    ``magnification``, ``mpp`` and ``level`` exclude each other. The default of ``min_tissue``
+    treats a straight tissue edge along a tile's side as the field's four-point rule does.
     """
 
     name: str = runtime(
@@ -66,6 +66,11 @@ class GridConfig:
         None, help="Nominal target, 20 for 20x; the encoders' cards say, else 20."
     )
     mpp: float | None = option(None, help="Physical target in µm per pixel, instead.")
+    level: int | None = option(
+        None,
+        help="Level of the slide, 0 being the finest, whose pixels tiles are made of as they are "
+        "stored, instead.",
+    )
     min_tissue: float = option(
         0.25, help="Least share of a tile's area that is tissue, 0..1, for rule=fraction."
     )

@@ -5,6 +5,8 @@ The convention of the whole project:
 * A point ``(x, y)`` is the top left corner in level-0 pixels; a size belongs to the level read.
 * ``ratio`` is level-0 pixels per pixel of the target: nominal magnification over the target's,
   or the target's mpp over the slide's.
+  A target that is a level of the slide has that level's downsample, and size and stride are its
+  pixels.
 * The level read is the coarsest that is not coarser than the target by more than
   ``max_upsample``, unless one is within ``level_tolerance`` of it.
 * ``read = round(size x ratio / ds)`` and ``pitch = round(step x ratio / ds)`` are integers at
@@ -44,8 +46,9 @@ class TileTarget:
     Attributes:
         size: Side in pixels.
         step: Stride in pixels at the same resolution; ``size`` if None.
-        magnification: Nominal target. Exactly one of this and ``mpp`` is given.
+        magnification: Nominal target. Exactly one of this, ``mpp`` and ``target_level`` is given.
         mpp: Physical target, µm per pixel.
+        target_level: Level of the slide whose pixels are those of the tile.
         max_upsample: How much coarser than the target the level read may be, from 1.
         edge: One of `EDGES`.
         resample: One of `RECIPES`.
@@ -61,6 +64,7 @@ class TileTarget:
     step: int | None = None
     magnification: float | None = None
     mpp: float | None = None
+    target_level: int | None = None
     max_upsample: float = 1.05
     edge: str = "drop"
     resample: str = "pil-bilinear"
@@ -68,11 +72,18 @@ class TileTarget:
     level_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.magnification is None) == (self.mpp is None):
+        if [self.magnification, self.mpp, self.target_level].count(None) != 2:
             raise ConfigError(
-                "Tiles need one target: give tiler.magnification (nominal) or tiler.mpp "
-                "(µm per pixel), not both."
+                "Tiles need one target: give tiler.magnification (nominal), tiler.mpp (µm per "
+                "pixel) or tiler.level (of the slide), one of them."
             )
+        if self.target_level is not None:
+            _at_least("tiler.level", self.target_level, 0)
+            if self.lattice == "slide":
+                raise ConfigError(
+                    f"tiler.level={self.target_level} makes tiles of pixels of that level, and "
+                    "tiler.lattice=slide lays them between those. Give tiler.lattice=level."
+                )
         _at_least("tiler.size", self.size, 1)
         _at_least("tiler.step", self.stride, 1)
         _at_least("tiler.max_upsample", self.max_upsample, 1)
@@ -90,7 +101,9 @@ class TileTarget:
         return self.size if self.step is None else self.step
 
     def __str__(self) -> str:
-        """Name the resolution as a user writes it: ``20x`` or ``0.5 µm/px``."""
+        """Name the resolution as a user writes it: ``20x``, ``0.5 µm/px`` or ``level 2``."""
+        if self.target_level is not None:
+            return f"level {self.target_level}"
         return f"{self.mpp:g} µm/px" if self.mpp is not None else f"{self.magnification:g}x"
 
 
@@ -107,12 +120,17 @@ def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
     Raises:
         ResolutionError: If the slide does not say how large its pixels are, or the target is
             physical and the slide's mpp only assumed.
-        GeometryError: If the target is finer than level 0 by more than ``max_upsample``, or a
-            tile would be smaller than one pixel.
+        GeometryError: If the target is finer than level 0 by more than ``max_upsample``, a tile
+            would be smaller than one pixel, or the slide has no such level.
     """
-    ratio = _ratio(info, target)
-    index = _choose_level(info, target, ratio=ratio)
-    ds = info.levels[index].downsample
+    if target.target_level is not None:
+        index = _find_level(info, target.target_level)
+        ds = info.levels[index].downsample
+        ratio = ds, ds
+    else:
+        ratio = _ratio(info, target)
+        index = _choose_level(info, target, ratio=ratio)
+        ds = info.levels[index].downsample
     if target.lattice == "slide":
         read, size_level0 = _whole(target.size, ratio=ratio, ds=ds)
         pitch, pitch_level0 = _whole(target.stride, ratio=ratio, ds=ds)
@@ -134,6 +152,7 @@ def plan_geometry(info: SlideInfo, target: TileTarget) -> TileGeometry:
         effective_mpp=_effective_mpp(info, target, read=read, ds=ds),
         edge=target.edge,
         resample=target.resample,
+        target_level=target.target_level,
     )
 
 
@@ -208,6 +227,17 @@ def _choose_level(info: SlideInfo, target: TileTarget, *, ratio: tuple[float, fl
             f"tiler.max_upsample={math.ceil(finer * 100) / 100:g}."
         )
     return max(fits, key=downsamples.__getitem__)
+
+
+def _find_level(info: SlideInfo, index: int) -> int:
+    if index < len(info.levels):
+        return index
+    there = [f"{i} ({level.width} × {level.height} px)" for i, level in enumerate(info.levels)]
+    has = f"its levels are {', '.join(there)}" if len(there) > 1 else f"its only one is {there[0]}"
+    raise GeometryError(
+        f"{info.path}: it has no level {index}, {has}. Name one that all slides have, or tile by "
+        "tiler.magnification or tiler.mpp."
+    )
 
 
 def _level0(info: SlideInfo) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import AnnotationError
+from microtome.slide.groups import group_key
 
 if TYPE_CHECKING:
     from microtome.slide.annotations import Annotation
@@ -77,10 +78,10 @@ class Labels:
         """Them as they are stored."""
         return {LABEL: self.label, FRACTION: self.fraction}
 
-
-def group_key(group: str) -> str:
-    """Give a group's name as names are compared: whatever its case and the spaces around it."""
-    return group.strip().casefold()
+    def only(self, known: NDArray[np.bool_]) -> Labels:
+        """Take the labels from all tiles but some."""
+        fraction = np.where(known, self.fraction, 0).astype(np.float32)
+        return Labels(np.where(known, self.label, UNLABELLED).astype(np.int16), fraction)
 
 
 def count_labels(label: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:
@@ -96,6 +97,16 @@ def uniform_labels(count: int, label: int) -> Labels:
     return Labels(np.full(count, label, np.int16), np.full(count, share, np.float32))
 
 
+def clip_boxes(boxes: NDArray[np.float64], extent: tuple[int, int]) -> NDArray[np.float64]:
+    """Give the part of each tile that is on its slide; without an area where none is.
+
+    Args:
+        boxes: (n, 4) ``x, y, x, y`` at level 0.
+        extent: (width, height) of the slide at level 0.
+    """
+    return np.clip(boxes, 0.0, np.array([*extent, *extent], np.float64))
+
+
 def label_tiles(
     boxes: NDArray[np.float64], annotations: Iterable[Annotation], rule: LabelRule
 ) -> Labels:
@@ -106,7 +117,7 @@ def label_tiles(
     tile of none is background, and its share is what no class and no excluded area covers.
 
     Args:
-        boxes: (n, 4) float64 ``x, y, x, y`` at level 0, of tiles.
+        boxes: (n, 4) float64 ``x, y, x, y`` at level 0, of tiles, or of their parts on the slide.
         annotations: At level 0. Lines and points have no area and no say.
         rule: What they mean.
 
@@ -276,7 +287,8 @@ class _Layer:
         common = shapely.intersection(self._pieces[piece[rest]], squares[box[rest]])
         area[rest] = shapely.area(common)
         covered = np.bincount(box, area, minlength=len(boxes))
-        share: NDArray[np.float64] = covered / shapely.area(squares)
+        whole, share = shapely.area(squares), np.zeros(len(boxes))
+        np.divide(covered, whole, out=share, where=whole > 0)
         return share
 
 

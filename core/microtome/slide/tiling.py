@@ -168,13 +168,14 @@ class GridTiler:
 
 def _target(config: GridConfig) -> TileTarget:
     nominal = config.magnification
-    if nominal is None and config.mpp is None:
+    if nominal is None and config.mpp is None and config.level is None:
         nominal = DEFAULT_MAGNIFICATION
     return TileTarget(
         size=DEFAULT_SIZE if config.size is None else config.size,
         step=config.step,
         magnification=nominal,
         mpp=config.mpp,
+        target_level=config.level,
         max_upsample=config.max_upsample,
         edge=config.edge.value,
         resample=config.resample.value,

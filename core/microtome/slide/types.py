@@ -219,6 +219,8 @@ class TileGeometry:
         effective_mpp: (x, y) that the tile really has, or None where the slide's is unknown.
         edge: ``"drop"`` or ``"pad"``.
         resample: Name of the recipe that makes ``size`` out of ``read_size``.
+        target_level: The level that was asked for, of whose pixels tiles are; None for a nominal
+            or physical target.
     """
 
     size: int
@@ -234,6 +236,7 @@ class TileGeometry:
     effective_mpp: tuple[float, float] | None
     edge: str = "drop"
     resample: str = "pil-bilinear"
+    target_level: int | None = None
 
     @property
     def resampled(self) -> bool:

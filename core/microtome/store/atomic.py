@@ -159,13 +159,19 @@ def restore(path: Path) -> None:
     remove(stale)
 
 
-def sweep(folder: Path) -> list[Path]:
+def sweep(folder: Path, *, below: bool = False) -> list[Path]:
     """Remove what dead processes left unfinished in a folder, and put back what they moved aside.
+
+    Args:
+        folder: The folder; need not be there.
+        below: Whether in the folders below it, too.
 
     Returns:
         What was removed: leftovers of dead processes of this host; others' once nobody has touched
         them for a day, since their processes cannot be asked.
     """
+    if below:
+        return [path for each in _folders(folder) for path in sweep(each)]
     if not folder.is_dir():
         return []
     aside = {path: owner_of_aside(path) for path in sorted(folder.iterdir())}
@@ -175,6 +181,13 @@ def sweep(folder: Path) -> list[Path]:
     for path in leftovers:
         remove(path)
     return leftovers
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """Walk a folder and those below it that are nobody's private ones."""
+    for folder, names, _ in os.walk(top):
+        names[:] = sorted(name for name in names if not owner_of(name))
+        yield Path(folder)
 
 
 def private_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.errors import ConfigError, MicrotomeError, MissingDependencyError, StoreError
+from microtome.errors import MicrotomeError, MissingDependencyError, StoreError
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
 from microtome.store.array_checks import (
@@ -30,11 +30,10 @@ from microtome.store.attributes import (
     parse_json,
     read_images_record,
 )
-from microtome.store.damage import AGAIN, REDRAW, Wrong, image_damage, png_damage
+from microtome.store.damage import AGAIN, Wrong, image_damage
 from microtome.store.features import StoredSource
-from microtome.store.identity import IDENTITY, IDENTITY_FIELDS, make_identity
+from microtome.store.identity import IDENTITY, IDENTITY_FIELDS, digest_of
 from microtome.store.labels import LABELS, check_labels
-from microtome.store.masks import load_mask
 from microtome.store.passports import are_passports
 from microtome.store.patches import LABELLED, PatchRecord
 from microtome.store.quality import REASON, give_reasons, join_limits, parse_quality
@@ -43,12 +42,9 @@ if TYPE_CHECKING:
     from microtome.plugin.protocols import PatchWriter, StoredSlide, TileWriter
     from microtome.store.layout import OutputLayout
 
-PICTURE_NOTE = "microtome"
-"""Text chunk of masks and overlays."""
-
 _PLACE = re.compile(r"x(-?\d+)_y(-?\d+)\.\w+$")
 _LOST = "\ufffd"  # what stands in a stored text for what UTF-8 does not hold
-_SHOWN = 12  # of a digest
+_SHOWN = 12  # characters of a digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,62 +255,6 @@ class Checker:
             yield Wrong("its attributes or columns are not those that were written")
 
 
-def check_mask(path: Path) -> Iterator[Wrong]:
-    """Check a tissue mask and that it is the one that its name says."""
-    wrong = png_damage(path)
-    if wrong:
-        yield Wrong(wrong, REDRAW)
-        return
-    try:
-        stored = load_mask(path)
-    except StoreError as error:
-        yield Wrong(str(error), "")
-        return
-    if stored.identity.digest != _digest(stored.identity.fields):
-        yield Wrong("its identity is not the hash of its identity_fields", REDRAW)
-    if not stored.identity.digest.startswith(path.stem.rpartition(".")[2]):
-        digest = stored.identity.digest[:_SHOWN]
-        yield Wrong(f"it holds the mask {digest}…, not the one of its name", REDRAW)
-
-
-def check_regions(path: Path) -> Iterator[Wrong]:
-    """Check a GeoJSON of tissue: every region a polygon of closed rings of finite points."""
-    try:
-        features = json.loads(path.read_text("utf-8"))["features"]
-        polygons = [feature["geometry"]["coordinates"] for feature in features]
-        rings = [np.asarray(ring, np.float64) for rings in polygons for ring in rings]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        yield Wrong(f"it is no GeoJSON of regions, or is damaged ({reason})", REDRAW)
-        return
-    if not all(map(_is_ring, rings)):
-        yield Wrong("it holds a ring that is not closed, or not of finite points", REDRAW)
-
-
-def check_overlay(path: Path, identities: Mapping[str, str]) -> Iterator[Wrong]:
-    """Check an overlay, and that it shows what the slide's record says.
-
-    Args:
-        path: The picture.
-        identities: Digests by what they identify; what the overlay does not depend on is left out.
-    """
-    from PIL.PngImagePlugin import PngImageFile
-
-    wrong = png_damage(path)
-    if wrong:
-        yield Wrong(wrong, REDRAW)
-        return
-    try:
-        with PngImageFile(path) as image:
-            shown: dict[str, str] = json.loads(image.text[PICTURE_NOTE])
-    except (OSError, SyntaxError, KeyError, ValueError):
-        yield Wrong("it does not say what it shows", REDRAW)
-        return
-    other = [name for name, digest in identities.items() if shown.get(name, digest) != digest]
-    if other:
-        yield Wrong(f"it shows other {' and '.join(other)} than its slide's record says", AGAIN)
-
-
 def _identity(
     attributes: Mapping[str, Any], expected: str | None, of: str = IDENTITY
 ) -> Iterator[Wrong]:
@@ -329,7 +269,7 @@ def _identity(
     if not fields or not isinstance(digest, str):
         yield Wrong("its attributes do not say what made it (identity, identity_fields)")
         return
-    if _LOST not in str(attributes[IDENTITY_FIELDS]) and digest != _digest(fields):
+    if _LOST not in str(attributes[IDENTITY_FIELDS]) and digest != digest_of(fields):
         yield Wrong("its identity is not the hash of its identity_fields")
     found = digest if of == IDENTITY else fields.get(of)
     if expected is not None and found != expected:
@@ -398,15 +338,3 @@ def _places(files: list[Path], coords: NDArray[np.int32]) -> Iterator[Wrong]:
             yield Wrong(f"{len(lost)} of {len(wanted)} tiles lack an image, the first at {lost[0]}")
         if more := sorted(named - wanted):
             yield Wrong(f"{len(more)} images belong to no tile, the first at {more[0]}")
-
-
-def _is_ring(ring: NDArray[np.float64]) -> bool:
-    is_line = ring.ndim == 2 and ring.shape[0] >= 4 and ring.shape[1] >= 2
-    return is_line and bool(np.isfinite(ring).all() and (ring[0] == ring[-1]).all())
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    try:
-        return make_identity(str(fields.get("stage")), fields).digest
-    except ConfigError:  # a value that no identity holds
-        return ""

@@ -31,7 +31,7 @@ GEOMETRY = (
     *("overlap", "level0_width", "level0_height", "wsi_path", "mpp", "magnification", "vendor"),
     *("slide_id", "patch_size_level0_exact", "step_level0_exact", "step", "read_size", "level"),
     *("level_downsample", "target_mpp", "effective_mpp", "mpp_x", "mpp_y", "mpp_source"),
-    *("mpp_assumed", "magnification_source", "edge", "resample", "background"),
+    *("mpp_assumed", "magnification_source", "edge", "resample", "background", "target_level"),
 )
 """Attributes of a slide that say where its tiles lie and how large they are."""
 
@@ -90,6 +90,7 @@ class LayoutFile:
         embeddings: The same of slide encoders' embeddings.
         predictions: The same of predictions.
         columns: The columns whose values are in it.
+        attributes: The attributes of the slide that are in it, beside its geometry.
         tissue: Whether the tissue is in it.
         shared: Whether slides with a file of this path have it in common. Then ``write`` is called
             for one after the other, sorted by id, and finds what those before it wrote.
@@ -103,6 +104,7 @@ class LayoutFile:
     embeddings: tuple[str, ...] = ()
     predictions: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     tissue: bool = False
     shared: bool = False
     layout: str = "file"
@@ -225,6 +227,8 @@ def read_geometry(attributes: Mapping[str, Any], where: str) -> TileGeometry:
         size, downsample = int(attributes["patch_size"]), float(attributes["level_downsample"])
         width, height = map(int, attributes["read_size"])
         target_mpp = _number(attributes, "target_mpp")
+        level = _number(attributes, "target_level")
+        nominal = _number(attributes, "target_magnification")
         pitch = _pair(attributes["step_level0_exact"])
         effective = attributes.get("effective_mpp")
         return TileGeometry(
@@ -237,12 +241,11 @@ def read_geometry(attributes: Mapping[str, Any], where: str) -> TileGeometry:
             size_level0=_pair(attributes["patch_size_level0_exact"]),
             pitch_level0=pitch,
             target_mpp=target_mpp,
-            target_magnification=(
-                None if target_mpp is not None else _number(attributes, "target_magnification")
-            ),
+            target_magnification=nominal if target_mpp is None and level is None else None,
             effective_mpp=None if effective in (None, _NONE) else _pair(effective),
             edge=str(attributes.get("edge", "drop")),
             resample=str(attributes.get("resample", "pil-bilinear")),
+            target_level=None if level is None else int(level),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LayoutError(
@@ -357,14 +360,20 @@ def make_coords(points: NDArray[Any], geometry: TileGeometry) -> NDArray[np.int3
     found = np.asarray(points)
     if found.size == 0:
         return np.empty((0, 5), np.int32)
-    whole = np.rint(found.astype(np.float64)) if found.ndim == 2 else np.empty((0, 0))
-    limit = np.iinfo(np.int32).max
-    if found.ndim != 2 or found.shape[1] < 2 or not (np.abs(whole[:, :2]) <= limit).all():
+    if found.ndim != 2 or found.shape[1] < 2:
         raise LayoutError(
             f"coords are {found.dtype} of shape {found.shape}, not (n, 2) points in pixels."
         )
+    whole = np.rint(found[:, :2].astype(np.float64))
+    beyond = ~(np.abs(whole) <= np.iinfo(np.int32).max).all(axis=1)
+    if beyond.any():
+        x, y = whole[beyond][0].tolist()
+        raise LayoutError(
+            f"the point ({x:.0f}, {y:.0f}) lies farther out than a slide reaches, 2^31 pixels of "
+            "level 0, or is none."
+        )
     coords = np.empty((len(found), 5), np.int32)
-    coords[:, :2] = whole[:, :2]
+    coords[:, :2] = whole
     coords[:, 2:4], coords[:, 4] = geometry.read_size, geometry.level
     return coords
 

@@ -85,6 +85,14 @@ def make_identity(stage: str, fields: Mapping[str, Any]) -> Identity:
     return Identity(_sha256(_dumps(plain)), plain)
 
 
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """Hash fields that were read, their stage among them; empty where no identity holds them."""
+    try:
+        return make_identity(str(fields.get("stage")), fields).digest
+    except ConfigError:
+        return ""
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two identities' fields.
 

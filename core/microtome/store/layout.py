@@ -6,15 +6,42 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from microtome.errors import ConfigError
+from microtome.plugin.specs import TaskSpec, WriterSpec
 
 if TYPE_CHECKING:
-    from microtome.plugin.specs import WriterSpec
+    from microtome.plugin.registry import Registry
 
 _SUFFIXES = {"grid": ".png", "mask": "_mask.png", "contours": "_contours.png"}
 _DIGEST_CHARS = 12
 
 PATIENTS = "patient_embeddings"
 """Name of the folder of what is stored of patients."""
+
+OWN_FOLDERS = ("tissue", "runs", "status", "visualization", PATIENTS, ".claims")
+"""Names of the folders that every output may have."""
+
+
+def taken_folders(registry: Registry) -> set[str]:
+    """Name the folders in which no tiling lies: those that every output has, writers', tasks'."""
+    specs = [entry.spec for kind in ("writer", "task") for entry in registry.entries(kind)]
+    writers = {spec.folder.partition("/")[0] for spec in specs if isinstance(spec, WriterSpec)}
+    tasks = {name for spec in specs if isinstance(spec, TaskSpec) for name in spec.folders}
+    return {*OWN_FOLDERS, *writers, *tasks} - {""}
+
+
+def refuse_taken(tiling: str, registry: Registry) -> None:
+    """See that a tiling is not named like a folder in which something else is written.
+
+    Raises:
+        ConfigError: If it is, in whatever case: there are systems that tell none apart.
+    """
+    taken = taken_folders(registry)
+    for part in tiling.split("/"):
+        if part.casefold() in {name.casefold() for name in taken}:
+            raise ConfigError(
+                f"tiler.name={tiling} names a tiling, and {part} is a folder in which something "
+                f"else is written. Name it otherwise; taken are {', '.join(sorted(taken))}."
+            )
 
 
 class OutputLayout:

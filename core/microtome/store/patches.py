@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,25 @@ LABELLED = "labelled pixels"
 
 SLIDE_ID = "slide_id"
 
+_UNDERSCORES = re.compile("_{2,}|(?<=/)_|_(?=/)")
+
 
 def tile_key(slide_id: str, x: int, y: int) -> str:
     """Name a tile by its slide and where it begins, in level-0 pixels: ``a_x512_y1024``.
 
-    A key is flat: folders in an id (``slide_id=relpath``) are joined by ``__``.
+    A key is flat, as of `flat_id`: no two tiles of a run have the same.
     """
     return f"{flat_id(slide_id)}_x{x}_y{y}"
 
 
 def flat_id(slide_id: str) -> str:
-    """Give a slide's id as one name, without folders."""
-    return slide_id.replace("/", "__")
+    """Give a slide's id as one name: folders in it (``slide_id=relpath``) are joined by ``__``.
+
+    No two ids have the same: ``_`` beside another or beside a slash is written ``%5F``, and ``%``
+    ``%25``.
+    """
+    plain = _UNDERSCORES.sub(lambda found: "%5F" * len(found[0]), slide_id.replace("%", "%25"))
+    return plain.replace("/", "__")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,7 @@ from microtome.plugin.specs import WriterSpec
 from microtome.store.atomic import is_alive
 from microtome.store.attributes import FOLDER_RECORD
 from microtome.store.claims import Attempt, Holder, find_holder, read_attempts
-from microtome.store.layout import PATIENTS, OutputLayout
+from microtome.store.layout import OWN_FOLDERS, OutputLayout
 from microtome.store.status import SlideStatus, read_status
 
 _LEASE, _ATTEMPTS, _RECORD = ".lease", ".attempts.json", ".json"
@@ -65,14 +65,13 @@ def find_tilings(output: Path, folders: Collection[str] = ()) -> list[OutputLayo
 
     Args:
         output: The output folder.
-        folders: Names of folders that hold what writers wrote: no tiling lies in them.
+        folders: Names of other folders in which no tiling lies, as of `taken_folders`.
 
     Raises:
         InputError: If the folder is no output.
     """
     top = OutputLayout(output)
-    own = {"status", "visualization", "tissue", "runs", PATIENTS, top.claims_folder.name}
-    aside = own | {folder.partition("/")[0] for folder in folders}
+    aside = {*OWN_FOLDERS} | {folder.partition("/")[0] for folder in folders}
     found = [OutputLayout(output, name) for name in _tiling_names(output, aside)]
     if not found and not any((output / name).is_dir() for name in sorted(aside)):
         raise InputError(

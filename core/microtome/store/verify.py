@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microtome.plugin.registry import Registry
-from microtome.plugin.specs import WriterSpec
+from microtome.plugin.specs import TaskSpec, WriterSpec
 from microtome.store.atomic import owner_of
-from microtome.store.checks import Checker, Expected, check_mask, check_overlay, check_regions
+from microtome.store.checks import Checker, Expected
 from microtome.store.damage import AGAIN, Wrong
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import OutputLayout, taken_folders
+from microtome.store.picture_checks import check_mask, check_overlay, check_regions
+from microtome.store.same_labels import differing_labels
 from microtome.store.status import FAILED
 from microtome.store.survey import (
     SlideView,
@@ -94,8 +96,10 @@ def verify_output(
     """
     specs = [entry.spec for entry in registry.entries("writer")]
     writers = [spec for spec in specs if isinstance(spec, WriterSpec)]
-    layouts = find_tilings(output, {spec.folder for spec in writers})
+    layouts = find_tilings(output, taken_folders(registry))
+    tasks = [e.spec for e in registry.entries("task")]
     work = _Verifier(Checker(registry=registry, deep=deep), writers, layouts)
+    work.folders |= {name for spec in tasks if isinstance(spec, TaskSpec) for name in spec.folders}
     work.run(tell)
     return work.found
 
@@ -108,6 +112,7 @@ class _Verifier:
         self._checker, self._writers, self._layouts = checker, writers, layouts
         self._top = OutputLayout(layouts[0].output)
         self._elsewhere = 0
+        self.folders = {spec.folder for spec in writers}
 
     def run(self, tell: Callable[[int, int], None]) -> None:
         """Check slide after slide, then what no slide owns alone."""
@@ -173,10 +178,13 @@ class _Verifier:
                 known = {k: v for k, v in identities.items() if k in ("tissue", "coords")}
                 wrong = check_overlay(path, known)
                 yield path, [self._fault("output", view, path, w) for w in wrong]
-        for path, spec in self._specs(view, paths, listed).items():
+        specs = self._specs(view, paths, listed)
+        differing = differing_labels(specs, listed.values(), self._checker.registry)
+        stale = {path: (wrong,) for path, wrong in differing}
+        for path, spec in specs.items():
             expected = _expected(view, spec) if path in listed.values() else Expected()
-            wrong = self._checker.check(path, spec, expected)
-            yield path, [self._fault("output", view, path, w) for w in wrong]
+            found = [*self._checker.check(path, spec, expected), *stale.get(path, ())]
+            yield path, [self._fault("output", view, path, w) for w in found]
 
     def _specs(
         self, view: SlideView, paths: dict[Path, WriterSpec], listed: dict[str, Path]
@@ -248,7 +256,7 @@ class _Verifier:
         for layout in self._layouts:
             top |= {layout.status_folder, layout.visualization_folder, layout.claims_folder}
             top.add(layout.patients_folder)
-            top |= {layout.root / spec.folder for spec in self._writers}
+            top |= {layout.root / name for name in self.folders}
         return top
 
     def _leftovers(self, top: Path) -> None:

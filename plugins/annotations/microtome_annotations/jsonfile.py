@@ -10,13 +10,16 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from microtome.errors import AnnotationError
 
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-_LARGEST = 4 << 30
-"""Bytes that a compressed file may hold: a few kilobytes can say that they are terabytes."""
+_LARGEST, _ALWAYS, _RATIO = 1 << 30, 64 << 20, 100
+"""Bytes that a compressed file may hold: the first number, and beyond the second so many times its
+own. A few kilobytes can say that they are terabytes; outlines are packed to a tenth, not more."""
+
+_PIECE = 1 << 20
 
 
 def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -63,18 +66,26 @@ def head_text(head: bytes) -> str:
 def _inflated(data: bytes) -> bytes:
     if data.startswith(_GZIP):
         with gzip.open(io.BytesIO(data)) as file:
-            return _limited(file.read(_LARGEST + 1))
+            return _read(file, len(data))
     if data.startswith(_ZIP):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise ValueError(f"it holds {len(names)} files, not the one of a slide")
             with archive.open(names[0]) as file:
-                return _limited(file.read(_LARGEST + 1))
+                return _read(file, len(data))
     return data
 
 
-def _limited(data: bytes) -> bytes:
-    if len(data) > _LARGEST:
-        raise ValueError(f"decompressed it is larger than {_LARGEST >> 30} GiB")
-    return data
+def _read(file: IO[bytes] | gzip.GzipFile, packed: int) -> bytes:
+    """Read a compressed file of so many bytes, and stop where it holds too much."""
+    most = min(_LARGEST, max(_ALWAYS, _RATIO * packed))
+    data = bytearray()
+    while piece := file.read(_PIECE):
+        data += piece
+        if len(data) > most:
+            raise ValueError(
+                f"decompressed it is larger than {most / 2**20:.4g} MiB, which no file of "
+                f"{packed / 2**20:.2g} MiB with outlines is"
+            )
+    return bytes(data)

@@ -58,6 +58,7 @@ class IndexPickleLayout:
             path=f"index_level_{level}{sampled}.pkl",
             write=_adder(slide.slide_id, lambda: self._record(slide, level, points)),
             columns=(_LABEL,),
+            attributes=(_ANNOTATION, "wsi_path"),
             shared=True,
             warnings=_left_out(slide),
         )
@@ -263,4 +264,22 @@ def _read_record(record: object, where: str) -> tuple[int, NDArray[np.int64]]:
     patches = patches.astype(np.int64)
     if not np.isin(patches[:, 2], (0, 1)).all() or (patches[:, :2] < 0).any():
         raise LayoutError(f"{where}: a patch has a place below 0, or is neither tumour nor not.")
-    return level, patches
+    return level, _each_once(patches, where)
+
+
+def _each_once(patches: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Leave out patches that are there again, in the order of the first.
+
+    Raises:
+        LayoutError: If one is tumour and not, too: which of them holds, nobody can tell.
+    """
+    first = np.unique(patches, axis=0, return_index=True)[1]
+    patches = patches[np.sort(first)]
+    places, times = np.unique(patches[:, :2], axis=0, return_counts=True)
+    if (times > 1).any():
+        y, x = places[times > 1][0].tolist()
+        raise LayoutError(
+            f"{where}: the patch at (y, x) = ({y}, {x}) is there as tumour and as normal, and "
+            f"{int((times > 1).sum()) - 1} more. Save the index anew with one label for each."
+        )
+    return patches

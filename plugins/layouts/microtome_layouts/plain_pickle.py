@@ -24,7 +24,8 @@ def load_plain(path: Path) -> Any:
     """Read a pickle of dictionaries, lists, tuples, sets, numbers, text, and arrays of numpy.
 
     A pickle may call whatever can be imported. This one calls nothing but what stands in
-    `_ALLOWED`, and numpy's own functions, which trust what they are given, not at all.
+    `_ALLOWED`, which it cannot change, and numpy's own functions, which trust what they are given,
+    not at all.
 
     Args:
         path: The file.
@@ -104,6 +105,23 @@ class _Array:
         return self._values if dtype is None else self._values.astype(dtype)
 
 
+class _Function:
+    """A function that a pickle may call and cannot change, as it could one's defaults."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+        return self._call(*args)
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse what would change it."""
+        raise ValueError("it changes a function that it is read with")
+
+
 def _frombuffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> NDArray[Any]:
     flat: NDArray[Any] = np.frombuffer(bytes(data), dtype.make())
     return flat.reshape(shape, order="F" if order == "F" else "C")
@@ -126,7 +144,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-    ("_codecs", "encode"): _encode,
+    ("numpy.core.multiarray", "scalar"): _Function(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): _Function(_frombuffer),
+    ("_codecs", "encode"): _Function(_encode),
 }

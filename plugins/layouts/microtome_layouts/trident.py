@@ -84,6 +84,8 @@ def _attributes(slide: TiledSlide) -> dict[str, Any]:
     target = geometry.target_magnification
     if geometry.target_mpp is not None:
         target = round(10 / geometry.target_mpp, 4)
+    if geometry.target_level is not None and info.resolution.magnification is not None:
+        target = round(info.resolution.magnification * geometry.size / side, 4)
     if target is None:
         raise LayoutError(
             f"{slide.slide_id}: TRIDENT names folders by magnification, which is not known of it. "

@@ -36,6 +36,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.sampling.task:SampleTask",
         summary="Draw a balanced sample of labelled tiles",
         config=SampleConfig,
+        folders=("samples",),
         requires=("pyarrow",),
         install="pip install 'microtome[parquet]'",
     )
@@ -44,6 +45,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.predicting.task:PredictTask",
         summary="Give tiles a trained model's probabilities, slides their scores and heatmaps",
         config=PredictConfig,
+        folders=("predictions",),
         requires=_REQUIRES,
         install=_INSTALL,
     )
@@ -52,6 +54,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.training.task:TrainTask",
         summary="Train a classifier of tiles and measure it on other slides",
         config=TrainConfig,
+        folders=("training",),
         requires=("lightning_fabric", "torchvision", "timm", "jinja2", *_REQUIRES),
         install=_INSTALL,
     )

@@ -19,9 +19,9 @@ from microtome.plugin.specs import Transform
 from microtome.plugin.weights.files import file_digest
 from microtome.slide.batch import prepare_tiles
 from microtome.store.atomic import publish
+from microtome_training.names import PIXELS
 from microtome_training.training.models import Architecture
 
-PIXELS, FEATURES = "pixels", "features"
 _VERSION = 1
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -42,7 +42,8 @@ class Takes:
         kind: ``"pixels"`` or ``"features"``.
         size: Side of the tiles in pixels.
         mpp: µm per pixel of the tiles that it learned from, or None where unknown.
-        magnification: Their nominal magnification, or None where they were placed by mpp.
+        magnification: Their nominal magnification, or None where they were placed otherwise.
+        level: The slides' level that they are of, or None where they were placed otherwise.
         transform: Of pixels: how a tile becomes the network's input.
         features: The name of the feature set.
         encoder: What made the features: its part of their identity; empty where nothing says.
@@ -53,6 +54,7 @@ class Takes:
     size: int
     mpp: float | None = None
     magnification: float | None = None
+    level: int | None = None
     transform: Transform | None = None
     features: str = ""
     encoder: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Description:
         takes = found["takes"]
         transform = takes.pop("transform")
         return cls(
-            architecture=Architecture(**found["architecture"]),
+            architecture=_architecture(found["architecture"]),
             classes=tuple(found["classes"]),
             takes=Takes(**takes, transform=transform and _transform(transform)),
             provenance=found["provenance"],
@@ -265,6 +267,14 @@ def load_classifier(path: Path, device: str = "cpu", precision: str = "fp32") ->
     model = PatchNetwork(network, description.takes)
     loaded = Classifier(model, description, path, digest=file_digest(path))
     return loaded.to(device, precision)
+
+
+def _architecture(values: Mapping[str, Any]) -> Architecture:
+    """Read a network's description: of what timm may be told, nothing but what we write."""
+    found = Architecture(**values)
+    if any(name != "img_size" or type(v) is not int for name, v in found.arguments.items()):
+        raise ValueError(f"arguments {dict(found.arguments)}")
+    return found
 
 
 def _transform(values: Mapping[str, Any]) -> Transform:

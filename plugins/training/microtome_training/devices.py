@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from microtome.errors import ConfigError
 
 
@@ -13,6 +11,10 @@ def find_device(asked: str) -> str:
     Raises:
         ConfigError: If it is not there.
     """
+    if asked == "cpu":
+        return asked
+    import torch
+
     if asked == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -34,6 +36,8 @@ def find_precision(asked: str, device: str) -> str:
         ConfigError: If it is fp16 on a CPU.
     """
     if asked == "auto":
+        import torch
+
         return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
     if asked == "fp16" and device == "cpu":
         raise ConfigError("precision=fp16 needs a GPU; on the CPU use fp32 or bf16.")

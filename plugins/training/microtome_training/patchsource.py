@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 from microtome.errors import StoreError, TaskError
 from microtome.plugin.specs import Transform, WriterSpec
 from microtome.slide.batch import prepare_tiles
+from microtome.store.exchange import read_geometry
+from microtome.store.identity import IDENTITY
 from microtome.store.patches import LABELLED
 from microtome.store.survey import written
+from microtome_training.reading import rows_by_slide
+from microtome_training.tiles import tell_some
 
 if TYPE_CHECKING:
     from microtome.plugin.protocols import StoredPatches
     from microtome.plugin.registry import Registry
-    from microtome_training.tiles import Tiles
+    from microtome.slide.types import TileGeometry
+    from microtome_training.tiles import TiledSlide, Tiles
+
+_MPP_SHARE = 1e-3
+"""By which µm per pixel may differ that were written down with few digits."""
 
 
 class PatchSource:
@@ -60,91 +68,191 @@ class PatchSource:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class _Places:
+    """Where the tiles of a slide are.
+
+    Attributes:
+        codes: (m,) int64, each tile's place on the slide as one number, rising.
+        store: (m,) index of its store.
+        row: (m,) its row there.
+    """
+
+    codes: NDArray[np.int64]
+    store: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def find(self, coords: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give the stores and rows of tiles, -1 for those that are not there."""
+        codes = _codes(coords)
+        if not len(self.codes):
+            return np.full(len(codes), -1), np.full(len(codes), -1)
+        at = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        has = self.codes[at] == codes
+        return np.where(has, self.store[at], -1), np.where(has, self.row[at], -1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FoundPatches:
     """Where a patch store has the tiles of a training.
 
     Attributes:
         writer: The plugin that wrote it.
+        folder: It.
         stores: Of the slides.
-        has: (n,) bool, which of the tiles it has.
-        slide: (m,) index into ``stores`` of those.
-        place: (m,) their rows there.
+        slide: (n,) index into ``stores`` of each tile; -1 for one that it has not.
+        place: (n,) the tiles' rows there.
+        places: Of all its tiles, by slide id.
     """
 
     writer: str
+    folder: Path
     stores: tuple[StoredPatches, ...]
-    has: NDArray[np.bool_]
     slide: NDArray[np.int64]
     place: NDArray[np.int64]
+    places: Mapping[str, _Places]
+
+    @property
+    def has(self) -> NDArray[np.bool_]:
+        """(n,) bool, which of the tiles it has."""
+        return self.slide >= 0
+
+    def take(self, rows: NDArray[np.bool_]) -> FoundPatches:
+        """Give some of the tiles, by a mask."""
+        return replace(self, slide=self.slide[rows], place=self.place[rows])
+
+    def identities(self) -> dict[str, str]:
+        """Say what made the stored pixels, by slide id: in which format, for one."""
+        used = [self.stores[number] for number in np.unique(self.slide[self.slide >= 0])]
+        return {store.slide_id: str(store.attributes.get(IDENTITY, "")) for store in used}
 
     def source(self, transform: Transform, size: int) -> PatchSource:
-        """Give the pixels of the tiles that are there."""
+        """Give the pixels of the tiles, all of which are there."""
         return PatchSource(self.stores, self.slide, self.place, transform=transform, size=size)
 
+    def picture(self, slide_id: str, place: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Give a tile as it is stored, (h, w, 3).
 
-def find_patches(tiles: Tiles, folder: Path, registry: Registry) -> FoundPatches:
-    """Find tiles by their keys in the patch store of a folder.
+        Raises:
+            TaskError: If it is not there.
+            StoreError: If it cannot be read.
+        """
+        there = self.places.get(slide_id)
+        (store,), (row,) = ([-1], [-1]) if there is None else there.find(place[np.newaxis])
+        if store < 0:
+            raise TaskError(f"{self.folder} has no such tile of {slide_id}")
+        pixels: NDArray[np.uint8] = self.stores[store].read([row])[0]
+        return pixels
+
+
+def find_patches(
+    tiles: Tiles,
+    folders: Sequence[Path],
+    registry: Registry,
+    *,
+    wanted: NDArray[np.bool_] | None = None,
+) -> FoundPatches:
+    """Find tiles by their slide and place in the only patch store of some folders.
 
     Args:
         tiles: What is looked for; all are labelled.
-        folder: In which a writer left its stores, or the root of a tiling with one such folder.
+        folders: Each one in which a writer left its stores, or the root of a tiling.
         registry: The plugins.
+        wanted: (n,) bool, the tiles of which it must have some of each slide and class; all if
+            None.
 
     Raises:
-        TaskError: If there is no patch store, there are several, it holds none of the tiles, or a
-            tile has another label there.
+        TaskError: If there is no patch store or there are several, it lacks a whole slide or class,
+            or a tile has another size, resolution or label there, or is there twice.
         StoreError: If a store cannot be read.
     """
-    spec, paths = _find_stores(folder, registry)
+    spec, folder, paths = _find_stores(folders, registry)
     writer = registry.create("writer", spec.name)
     stores = tuple(writer.open_patches(path) for path in paths)
-    where = {key: (n, row) for n, store in enumerate(stores) for row, key in enumerate(store.keys)}
-    keys = tiles.keys()
-    found = [where.get(key) for key in keys]
-    has = np.array([each is not None for each in found], bool)
-    if not has.any():
-        raise TaskError(
-            f"The patch store in {folder} ({spec.name}) holds none of the {len(found)} labelled "
-            "tiles: it is of other slides or of another tiling (tiler.name=)."
-        )
-    places = np.array([each for each in found if each is not None], np.int64)
-    patches = FoundPatches(
-        writer=spec.name, stores=stores, has=has, slide=places[:, 0], place=places[:, 1]
+    places = _index(stores, paths)
+    slide, place = np.full(len(tiles), -1), np.full(len(tiles), -1)
+    for one, mine in zip(tiles.slides, rows_by_slide(tiles), strict=True):
+        if len(mine) and one.slide_id in places:
+            slide[mine], place[mine] = places[one.slide_id].find(tiles.coords[mine])
+            for number in np.unique(slide[mine][slide[mine] >= 0]).tolist():
+                there = mine[slide[mine] == number]
+                _compare(one, tiles.take(there), stores[number], place[there], paths[number])
+    found = FoundPatches(
+        writer=spec.name, folder=folder, stores=stores, slide=slide, place=place, places=places
     )
-    _check_labels(tiles.take(has), patches, folder)
-    return patches
+    _refuse_missing(tiles, found, np.ones(len(tiles), bool) if wanted is None else wanted)
+    return found
 
 
-def _find_stores(folder: Path, registry: Registry) -> tuple[WriterSpec, list[Path]]:
-    found = {spec.name: (spec, paths) for spec, paths in _all_stores(folder, registry)}
+def _codes(coords: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Give each tile's place as one number."""
+    x, y = coords[:, 0].astype(np.int64), coords[:, 1].astype(np.int64)
+    return (y << 32) + x
+
+
+def _index(stores: Sequence[StoredPatches], paths: Sequence[Path]) -> dict[str, _Places]:
+    """Say in which store and row the tiles of each slide are.
+
+    Raises:
+        TaskError: If a tile is in two stores.
+    """
+    of_slide: dict[str, list[int]] = {}
+    for number, store in enumerate(stores):
+        of_slide.setdefault(store.slide_id, []).append(number)
+    places = {}
+    for slide_id, numbers in of_slide.items():
+        codes = np.concatenate([_codes(stores[number].coords) for number in numbers])
+        counts = [len(stores[number]) for number in numbers]
+        row = np.concatenate([np.arange(count) for count in counts])
+        order = np.argsort(codes, kind="stable")
+        found = _Places(codes=codes[order], store=np.repeat(numbers, counts)[order], row=row[order])
+        twice = np.nonzero(np.diff(found.codes) == 0)[0]
+        if len(twice):
+            first, second = (int(found.store[at]) for at in (twice[0], twice[0] + 1))
+            raise TaskError(
+                f"{stores[first].keys[int(found.row[twice[0]])]} is in two patch stores, "
+                f"{paths[first]} and {paths[second]}, and nobody can tell which one is meant. Move "
+                "one of them away."
+            )
+        places[slide_id] = found
+    return places
+
+
+def _find_stores(
+    folders: Sequence[Path], registry: Registry
+) -> tuple[WriterSpec, Path, list[Path]]:
+    found = [each for folder in folders for each in _all_stores(folder, registry)]
+    where = " and ".join(map(str, folders))
     if not found:
         known = [spec.name for spec in _specs(registry)]
         raise TaskError(
-            f"{folder} holds no patch store. Write one first, writer={' or '.join(known)}, and "
+            f"{where} holds no patch store. Write one first, writer={' or '.join(known)}, and "
             "give its folder: train.patches_folder=."
         )
     if len(found) > 1:
+        told = ", ".join(f"{top} ({spec.name})" for spec, top, _ in found)
         raise TaskError(
-            f"{folder} holds patch stores of {', '.join(found)}: give the folder of one, "
-            "train.patches_folder=."
+            f"{where} holds {len(found)} patch stores: choose one with train.patches_folder=, of "
+            f"{told}."
         )
-    return next(iter(found.values()))
+    return found[0]
 
 
-def _all_stores(folder: Path, registry: Registry) -> Iterator[tuple[WriterSpec, list[Path]]]:
+def _all_stores(folder: Path, registry: Registry) -> Iterator[tuple[WriterSpec, Path, list[Path]]]:
+    is_tiling = (folder / "status").is_dir()
     for spec in _specs(registry):
         last = spec.folder.rpartition("/")[2]
-        for top in dict.fromkeys((folder / spec.folder, folder / last, folder)):
+        tops = (folder / spec.folder, folder / last, *(() if is_tiling else (folder,)))
+        for top in dict.fromkeys(tops):
             paths = [path for path, _, _ in written(top, spec)] if top.is_dir() else []
             if paths and (top != folder or _reads(spec, paths[0], registry)):
-                yield spec, paths
+                yield spec, top, paths
                 break
 
 
 def _reads(spec: WriterSpec, path: Path, registry: Registry) -> bool:
-    """Tell whether a file is a writer's, and not another's of the same suffix."""
+    """Tell whether a file is a patch store of a writer's, and not another's of the same suffix."""
     try:
-        registry.create("writer", spec.name).read_record(path)
+        registry.create("writer", spec.name).open_patches(path).close()
     except StoreError:
         return False
     return True
@@ -155,19 +263,80 @@ def _specs(registry: Registry) -> list[WriterSpec]:
     return [s for s in specs if isinstance(s, WriterSpec) and s.consumes == LABELLED]
 
 
-def _check_labels(tiles: Tiles, patches: FoundPatches, folder: Path) -> None:
-    """See that every tile has one label in both places.
+def _compare(
+    slide: TiledSlide,
+    tiles: Tiles,
+    store: StoredPatches,
+    place: NDArray[np.int64],
+    path: Path,
+) -> None:
+    """See that a slide's tiles show the same and have the same labels in both places.
 
     Raises:
-        TaskError: If one has another.
+        TaskError: If they do not.
+        LayoutError: If the store does not say what its tiles are.
     """
-    names = [np.array(store.classes, object)[store.labels] for store in patches.stores]
-    pairs = zip(patches.slide.tolist(), patches.place.tolist(), strict=True)
-    there = [names[slide][place] for slide, place in pairs]
-    here = [tiles.classes[label] for label in tiles.label.tolist()]
-    for key, one, other in zip(tiles.keys(), here, there, strict=True):
-        if one != other:
-            raise TaskError(
-                f"{key} is labelled {one} in the output and {other} in the patch store {folder}: "
-                "write that again."
-            )
+    there, here = read_geometry(store.attributes, str(path)), slide.geometry
+    if told := _difference(here, there):
+        raise TaskError(
+            f"{slide.slide_id}: {told} in the patch store {path}. Give the store of this tiling "
+            "(train.patches_folder=), or choose the tiling of that store (tiler.name=)."
+        )
+    other = np.nonzero((store.coords[place] != tiles.coords).any(1))[0]
+    if len(other):
+        row = int(other[0])
+        ours, theirs = (_tell_place(each[row]) for each in (tiles.coords, store.coords[place]))
+        raise TaskError(
+            f"{tiles.take(other[:1]).keys()[0]} is read from {ours} in the output, and from "
+            f"{theirs} in the patch store {path}: it is of another magnification. Give the store "
+            "of this tiling, train.patches_folder=."
+        )
+    classes = np.array([*store.classes], object)[store.labels[place]]
+    named = np.array([*tiles.classes], object)[tiles.label]
+    other = np.nonzero(classes != named)[0]
+    if len(other):
+        row = int(other[0])
+        raise TaskError(
+            f"{tiles.take(other[:1]).keys()[0]} is labelled {named[row]} in the output and "
+            f"{classes[row]} in the patch store {path}: write that again."
+        )
+
+
+def _difference(here: TileGeometry, there: TileGeometry) -> str:
+    """Say in what tiles differ; empty if they are alike as far as both are known."""
+    if here.size != there.size:
+        return f"tiles are of {here.size} px in the output, and of {there.size} px"
+    one, other = here.effective_mpp, there.effective_mpp
+    if one is None or other is None or np.allclose(one, other, rtol=_MPP_SHARE, atol=0):
+        return ""
+    return f"tiles have {one[0]:.4g} µm per pixel in the output, and {other[0]:.4g}"
+
+
+def _tell_place(place: NDArray[np.int32]) -> str:
+    return f"{place[2]} × {place[3]} px of level {place[4]}"
+
+
+def _refuse_missing(tiles: Tiles, found: FoundPatches, wanted: NDArray[np.bool_]) -> None:
+    """See that some tiles of each slide and class are there.
+
+    Raises:
+        TaskError: If of one there is none.
+    """
+    where, there = f"The patch store {found.folder} ({found.writer})", wanted & found.has
+    if not there.any():
+        raise TaskError(
+            f"{where} holds none of the {int(wanted.sum())} labelled tiles: it is of other slides "
+            "or of another tiling (tiler.name=)."
+        )
+    absent = np.setdiff1d(tiles.slide[wanted], tiles.slide[there])
+    if len(absent):
+        names = [tiles.slides[number].slide_id for number in absent.tolist()]
+        raise TaskError(
+            f"{where} has no tile of {tell_some(names)}. Write those too (writer={found.writer}), "
+            "leave the slides out, or name the sample that it holds (train.sample=)."
+        )
+    lost = np.setdiff1d(tiles.label[wanted], tiles.label[there]).tolist()
+    if lost:
+        raise TaskError(
+            f"{where} has no tile of the class {tiles.classes[lost[0]]}: write it again."
+        )

@@ -134,7 +134,7 @@ class Predictions:
             splits=tuple(splits.get(name, "") for name in ids),
             slide=np.searchsorted(present, tiles.slide).astype(np.int32),
             coords=np.asarray(tiles.coords, np.int32),
-            label=_translate(tiles.label, tiles.classes, tuple(classes)),
+            label=_translate_all(tiles.label, tiles.classes, classes),
             probabilities=np.asarray(probabilities, np.float32),
             classes=tuple(classes),
             model=dict(model),
@@ -340,18 +340,32 @@ def _numbers(table: pa.Table, name: str, kind: type[np.generic]) -> NDArray[Any]
     return np.asarray(cast.to_numpy())
 
 
-def _translate(
-    label: NDArray[np.int16], old: tuple[str, ...], new: tuple[str, ...]
+def translate(
+    label: NDArray[np.int16], old: Sequence[str], new: Sequence[str]
 ) -> NDArray[np.int16]:
-    """Give labels by another list of classes; by name, with -1 kept."""
-    used = [old[index] for index in np.unique(label[label >= 0]).tolist()]
-    if unknown := [name for name in used if name not in new]:
+    """Give labels by another list of classes, by name: (n,) int16, -1 for classes not in it."""
+    place = {name: number for number, name in enumerate(new)}
+    table = np.array([*(place.get(name, UNKNOWN) for name in old), UNKNOWN], np.int16)
+    translated: NDArray[np.int16] = table[label]  # -1 is the last
+    return translated
+
+
+def _translate_all(
+    label: NDArray[np.int16], old: Sequence[str], new: Sequence[str]
+) -> NDArray[np.int16]:
+    """Translate labels of which none may be lost.
+
+    Raises:
+        TaskError: If one is of a class that is not in the other list.
+    """
+    translated = translate(label, old, new)
+    lost = np.unique(label[(label >= 0) & (translated < 0)]).tolist()
+    if lost:
         raise TaskError(
-            f"Tiles are labelled {', '.join(unknown)}, which the model does not know: its classes "
-            f"are {', '.join(new)}. Label them with the model's labels.classes."
+            f"Tiles are labelled {', '.join(old[index] for index in lost)}, which the model does "
+            f"not know: its classes are {', '.join(new)}. Label them with the model's "
+            "labels.classes."
         )
-    place = [new.index(name) if name in new else UNKNOWN for name in old]
-    translated: NDArray[np.int16] = np.array([*place, UNKNOWN], np.int16)[label]
     return translated
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from microtome.run.planning.budget import cpu_budget
 from microtome.run.slides.pixels import iterate_tiles
 from microtome.slide.opening import AUTO, OpenedSlide, open_slide
 from microtome.slide.types import TileGrid
+from microtome.store.attributes import parse_fields
 from microtome.store.identity import fingerprint
 
 if TYPE_CHECKING:
+    from microtome.plugin.registry import Registry
     from microtome.run.job import TaskJob
     from microtome_training.tiles import TiledSlide, Tiles
 
@@ -126,9 +128,31 @@ def require_features(slide: TiledSlide, name: str) -> None:
     """
     if name not in slide.features:
         raise TaskError(
-            f"{slide.slide_id} has no features {name!r} stored; there are "
-            f"{', '.join(slide.features) or 'none'}. Encode it first: encoder={name}."
+            f"{slide.slide_id} has {', '.join(slide.features) or 'nothing'} stored of features, "
+            f"and not {name!r}. Make them first: microtome SLIDES output=OUTPUT encoder={name}."
         )
+
+
+def encoder_of(tiles: Tiles, name: str, registry: Registry) -> dict[str, Any]:
+    """Say what made stored features: the encoder's part of their identity.
+
+    Raises:
+        TaskError: If a slide has none, or not the same made them on all slides.
+    """
+    first: tuple[str, dict[str, Any]] | None = None
+    for slide in tiles.slides:
+        require_features(slide, name)
+        with slide.open(registry) as stored:
+            fields = parse_fields(stored.feature_attributes(name))
+        encoder = fields.get("encoder")
+        found = dict(encoder) if isinstance(encoder, Mapping) else {}
+        if first is not None and first[1] != found:
+            raise TaskError(
+                f"The features {name!r} of {first[0]} and {slide.slide_id} were made by encoders "
+                "with other options or weights. Make them alike."
+            )
+        first = (slide.slide_id, found)
+    return first[1] if first else {}
 
 
 def _extent(slide: TiledSlide) -> tuple[int, int]:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from microtome.errors import ConfigError, InputError, TaskError
 from microtome.run.inputs.tables import read_table
+from microtome_training.names import SPLITS, TEST, TRAIN, VAL
 from microtome_training.options.split import SplitBy, SplitOptions
 from microtome_training.sampling.drawing import ranks
 from microtome_training.tiles import TiledSlide, Tiles, tell_some
-
-TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 
 _NAMES = ("slide_id", "patient_id")
 
@@ -90,32 +89,12 @@ def check_leakage(slides: Iterable[TiledSlide], split: Mapping[str, str]) -> Non
             if mark == "patient":
                 raise TaskError(
                     f"Leakage: {told} are slides of one patient, {value}. Put all slides of a "
-                    "patient into one split."
+                    "patient into one split, as split.by=patient does."
                 )
             raise TaskError(
                 f"Leakage: {told} are copies of one slide: their content is the same. Leave one "
                 "out, or put both into one split."
             )
-
-
-def count_split(tiles: Tiles, split: Mapping[str, str]) -> list[dict[str, object]]:
-    """Count a split: a row for each of `SPLITS`, with ``slides``, ``patients`` and tiles by class.
-
-    Args:
-        tiles: Of the slides.
-        split: By slide id.
-    """
-    rows: list[dict[str, object]] = []
-    for part in SPLITS:
-        inside = [slide for slide in tiles.slides if split.get(slide.slide_id) == part]
-        label = tiles.label[tiles.of_slides(slide.slide_id for slide in inside)]
-        counts = np.bincount(label[label >= 0], minlength=len(tiles.classes)).tolist()
-        patients = {slide.patient_id or slide.slide_id for slide in inside}
-        rows.append(
-            {"split": part, "slides": len(inside), "patients": len(patients)}
-            | dict(zip(tiles.classes, counts, strict=True))
-        )
-    return rows
 
 
 def _check(options: SplitOptions) -> None:
@@ -262,7 +241,8 @@ def _refuse_empty(tiles: Tiles, split: Mapping[str, str], options: SplitOptions)
         TaskError: If there are not.
     """
     way_out = (
-        "Say who is where in a split.file, or label more slides."
+        f"Try another split.seed than {options.seed} or another split.val_size than "
+        f"{options.val_size:g}, say who is where in a split.file, or label more slides."
         if not options.file
         else f"Change {options.file}."
     )

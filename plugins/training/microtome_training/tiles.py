@@ -18,8 +18,8 @@ from microtome.slide.types import SlideRef
 from microtome.store.attributes import parse_fields
 from microtome.store.exchange import read_geometry, read_info
 from microtome.store.identity import IDENTITY
-from microtome.store.labels import LABELS_IDENTITY, parse_classes
-from microtome.store.layout import OutputLayout
+from microtome.store.labels import parse_classes
+from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.patches import tile_key
 from microtome.store.survey import find_tilings, written
 
@@ -45,14 +45,13 @@ class TiledSlide:
     """A slide of which an output holds tiles.
 
     Attributes:
-        ref: The slide, to open it and to name it; its ``patient_id`` is known if the run named a
-            manifest that says it.
+        ref: The slide, to open it and to name it; its ``patient_id`` is known if the run names a
+            manifest that says it, or the run that placed its tiles did.
         store: The file, or folder, with its tiles.
         writer: The store plugin that reads it.
         geometry: Of its tiles.
         info: Of the slide, as the store says it: extent, resolution.
         identity: Digest of its coordinates' identity.
-        labels_identity: Digest of its labels' identity; empty where nothing says.
         fingerprint: Of the slide's content; empty where nothing says.
         features: Names of the feature sets that are stored beside the tiles.
     """
@@ -63,7 +62,6 @@ class TiledSlide:
     geometry: TileGeometry
     info: SlideInfo
     identity: str
-    labels_identity: str = ""
     fingerprint: str = ""
     features: tuple[str, ...] = ()
 
@@ -167,8 +165,7 @@ def root(job: TaskJob) -> Path:
         if not _holds(named, specs):
             raise TaskError(f"{named} holds no tiles. {_first('Place them')}")
         return named
-    aside = {SAMPLES, TRAINING, *(spec.folder for spec in specs)}
-    tilings = find_tilings(output, aside) if output.is_dir() else []
+    tilings = find_tilings(output, taken_folders(job.registry)) if output.is_dir() else []
     roots = [layout.root for layout in tilings if _holds(layout.root, specs)]
     if not roots:
         raise TaskError(f"{output} holds no tiles. {_first('Place them')}")
@@ -287,13 +284,12 @@ def read_slide(
         attributes, coords = stored.attributes, np.asarray(stored.coords, np.int32)
         fields = parse_fields(attributes)
         slide = TiledSlide(
-            ref=ref or _as_stored(attributes, slide_id),
+            ref=_with_patient(ref or _as_stored(attributes, slide_id), attributes),
             store=path,
             writer=writer,
             geometry=read_geometry(attributes, str(path)),
             info=read_info(attributes),
             identity=str(attributes.get(IDENTITY, "")),
-            labels_identity=str(attributes.get(LABELS_IDENTITY, "")),
             fingerprint=str(fields.get("slide") or fields.get("tissue", {}).get("slide") or ""),
             features=tuple(stored.feature_names()),
         )
@@ -323,6 +319,12 @@ def _as_stored(attributes: Mapping[str, Any], slide_id: str) -> SlideRef:
         mpp_source=info.resolution.mpp_source if given else "override",
         source=source,
     )
+
+
+def _with_patient(ref: SlideRef, attributes: Mapping[str, Any]) -> SlideRef:
+    """Say whose a slide is by what its run was told, where this one is not told."""
+    patient = str(attributes.get("patient_id", ""))
+    return replace(ref, extra={**ref.extra, "patient_id": ref.patient_id or patient})
 
 
 def _stores(registry: Registry) -> list[WriterSpec]:

@@ -166,6 +166,10 @@ def microtome_writers() -> Iterator[WriterSpec]:
         folder="tiles",
         concurrent=True,
     )
+    yield from _patch_stores()
+
+
+def _patch_stores() -> Iterator[WriterSpec]:
     yield WriterSpec(
         name="imagefolder",
         target="microtome_writers.imagefolder:ImageFolderWriter",

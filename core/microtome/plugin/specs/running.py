@@ -35,11 +35,13 @@ class TaskSpec(PluginSpec):
     Attributes:
         needs_slides: Whether it has nothing to do without slides; otherwise it may go by what the
             output holds.
+        folders: Names of the folders that it makes below a tiling's root, which no tiling may have.
     """
 
     kind: ClassVar[str] = "task"
 
     needs_slides: bool = False
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

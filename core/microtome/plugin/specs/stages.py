@@ -54,7 +54,8 @@ class TilerSpec(PluginSpec):
 
     A tiler that follows the run's target resolution has the fields ``size``, ``magnification``
     and ``mpp`` in its configuration, as the built-in grid has: the run fills them from the
-    encoders' cards when the user gives none.
+    encoders' cards when the user gives none. A field ``level``, if there is one, is a third
+    target, which no card fills.
 
     Attributes:
         labels: Whether its grids may bring labels: the column ``label`` and the attribute

@@ -24,10 +24,10 @@ from microtome.plugin.registry import Registry
 from microtome.plugin.specs import LayoutSpec, WriterSpec
 from microtome.run.exchange.foreign import digest, hashes
 from microtome.store.atomic import publish, sweep, wrap_errors, write_json
-from microtome.store.attributes import parse_fields
+from microtome.store.attributes import parse_fields, plain_attributes
 from microtome.store.exchange import LayoutFile, TiledSlide, tiled_slide
 from microtome.store.identity import Identity, describe, difference, make_identity
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.survey import find_slides, find_tilings
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def find_tiling(output: Path, registry: Registry, tiling: str | None) -> OutputL
     Raises:
         InputError: If the folder is no output, or there are several, or none of that name.
     """
-    found = {_tiling(each): each for each in find_tilings(output, _folders(registry))}
+    found = {_tiling(each): each for each in find_tilings(output, taken_folders(registry))}
     if tiling is None and len(found) == 1:
         return next(iter(found.values()))
     if tiling not in found:
@@ -279,6 +279,9 @@ class _Export:
         if file.columns:
             columns = {name: digest(np.asarray(slide.columns[name])) for name in file.columns}
             fields["columns"] = columns | {"classes": slide.attributes.get("classes")}
+        if file.attributes:
+            told = {name: slide.attributes.get(name) for name in file.attributes}
+            fields["attributes"] = plain_attributes(told)
         if file.tissue and slide.tissue is not None:
             fields["tissue"] = hashes((slide.tissue,))[slide.tissue.name]
         return make_identity("export", fields)
@@ -388,8 +391,3 @@ def _refuse_names(path: Path, names: Collection[str]) -> None:
 
 def _tiling(layout: OutputLayout) -> str:
     return "." if layout.root == layout.output else layout.relative(layout.root)
-
-
-def _folders(registry: Registry) -> set[str]:
-    specs = (entry.spec for entry in registry.entries("writer"))
-    return {spec.folder for spec in specs if isinstance(spec, WriterSpec)}

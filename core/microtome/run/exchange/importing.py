@@ -50,7 +50,7 @@ from microtome.store.identity import (
     fingerprint,
     make_identity,
 )
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import OutputLayout, refuse_taken
 from microtome.store.publish import FeatureSet, SlideContent, publish_slide
 from microtome.store.quality import REASON
 from microtome.store.status import SlideStatus, write_status
@@ -100,7 +100,9 @@ def import_folder(
 
     Raises:
         InputError: If the folder holds no slide of that layout, or the slides cannot be found.
+        ConfigError: If the tiling is named like a folder of something else.
     """
+    refuse_taken(layout.root.relative_to(layout.output).as_posix(), registry)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder. Give what {chosen.spec.tool} wrote into.")
     with registry.blame("layout", chosen.spec.name, "used to look for slides"):

@@ -27,6 +27,7 @@ class Tiling:
         size: Side of a tile in pixels.
         magnification: The nominal target.
         mpp: The physical target.
+        level: The slides' level, whose resolution each slide is held against a need by itself.
         given: The tiler, where it places tiles as they are and nothing is filled in.
         needs: That it meets.
         whose: Encoders that have them.
@@ -35,6 +36,7 @@ class Tiling:
     size: int | None = None
     magnification: float | None = None
     mpp: float | None = None
+    level: int | None = None
     given: str = ""
     needs: list[TileNeed] = field(default_factory=list)
     whose: list[MadeModel] = field(default_factory=list)
@@ -46,7 +48,7 @@ class Tiling:
         return self._meets(need) or (self.magnification is None and self.mpp is None)
 
     def _meets(self, need: TileNeed) -> bool:
-        if need.mpp is None and need.magnification is None:
+        if self.level is not None or (need.mpp is None and need.magnification is None):
             return True
         if need.mpp is not None:
             physical = self.mpp is not None and isclose(self.mpp, need.mpp, rel_tol=SAME_MPP)
@@ -59,7 +61,7 @@ class Tiling:
     def settle(self, need: TileNeed) -> None:
         """Take what a need says of what is open; a physical target before a nominal one."""
         self.size = need.patch_size if self.size is None else self.size
-        if self.magnification is None and self.mpp is None:
+        if self.magnification is None and self.mpp is None and self.level is None:
             self.mpp = need.mpp
             self.magnification = need.magnification if need.mpp is None else None
 
@@ -73,6 +75,8 @@ class Tiling:
         if self.given:
             return f"tiles by {self.given}"
         size = "tiles" if self.size is None else f"{self.size} px"
+        if self.level is not None:
+            return f"{size} of level {self.level}"
         if self.mpp is not None:
             return f"{size} at {self.mpp:g} µm/px"
         return size if self.magnification is None else f"{size} at {self.magnification:g}x"

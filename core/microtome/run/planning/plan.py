@@ -41,7 +41,7 @@ from microtome.run.settings import (
 )
 from microtome.slide.opening import AUTO
 from microtome.store.identity import SPEC_FIELDS, describe
-from microtome.store.layout import OutputLayout
+from microtome.store.layout import OutputLayout, refuse_taken
 
 if TYPE_CHECKING:
     pass
@@ -205,7 +205,7 @@ def make_plan(config: RunConfig, registry: Registry) -> RunPlan:
         patient_encoders=plan_patient_encoders(config, registry, encoders, slide_encoders, notes),
         stores=stores,
         images=images,
-        layout=plan_layout(config, tiler_fields),
+        layout=plan_layout(config, tiler_fields, registry),
         notes=tuple(notes),
         round=name_round(config),
     )
@@ -249,9 +249,16 @@ def plan_tiler(
     return spec, options
 
 
-def plan_layout(config: RunConfig, tiler_fields: Mapping[str, Any]) -> OutputLayout:
-    """Say where a pass's outputs go."""
+def plan_layout(
+    config: RunConfig, tiler_fields: Mapping[str, Any], registry: Registry
+) -> OutputLayout:
+    """Say where a pass's outputs go.
+
+    Raises:
+        ConfigError: If the tiling is named like a folder of something else.
+    """
     name = name_tiling(tiler_fields) if config.tiling == "auto" else config.tiling
+    refuse_taken(name, registry)
     return OutputLayout(config.output, name)
 
 

@@ -215,7 +215,12 @@ class _Solver:
         if not has_target(self._options):
             return Tiling(given=self._config.tiler.plugin)
         options = self._options
-        return Tiling(size=options.size, magnification=options.magnification, mpp=options.mpp)
+        return Tiling(
+            size=options.size,
+            magnification=options.magnification,
+            mpp=options.mpp,
+            level=getattr(options, "level", None),
+        )
 
     def _check(self, made: MadeModel, needs: Sequence[TileNeed], own: Tiling) -> None:
         """Refuse what does not fit what the user said.

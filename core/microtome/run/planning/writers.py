@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, StoreError
 from microtome.plugin.options import configure
-from microtome.plugin.protocols import PatchWriter, StoreWriter, TileWriter
+from microtome.plugin.protocols import PatchWriter, StoredSlide, StoreWriter, TileWriter
 from microtome.plugin.registry import Registry
 from microtome.plugin.specs import WriterSpec
 from microtome.run.planning.labels import wants_labels
@@ -38,6 +39,21 @@ class PlannedStore(PlannedWriter):
     """A writer of coordinates and features."""
 
     writer: StoreWriter
+
+    def open_stored(self, path: Path) -> StoredSlide:
+        """Open a slide that is to be added to.
+
+        Raises:
+            StoreError: If it is none of this writer's, or is damaged; it says what to do, also
+                where a stranger's writer does not.
+        """
+        try:
+            return self.writer.open_stored(path)
+        except StoreError as error:
+            told = str(error)
+            if "force=true" in told or "Delete" in told:
+                raise
+            raise StoreError(f"{told.rstrip('.')}. Move it away, or use force=true.") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

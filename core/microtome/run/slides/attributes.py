@@ -76,7 +76,7 @@ def tile_attributes(
         "patch_size": geometry.size,
         "patch_size_level0": round(geometry.size_level0[0]),
         "level0_magnification": _nominal(resolution.magnification),
-        "target_magnification": _target_magnification(geometry),
+        "target_magnification": _target_magnification(geometry, resolution.magnification),
         "overlap": geometry.size - geometry.step,
         "level0_width": info.width,
         "level0_height": info.height,
@@ -93,6 +93,7 @@ def tile_attributes(
         "vendor": info.vendor,
         "institution": find_said(info.properties, "institution"),
         "stain": find_said(info.properties, "stain"),
+        "patient_id": ref.patient_id or None,
     }
     exact = {
         "slide_id": ref.slide_id,
@@ -120,6 +121,8 @@ def tile_attributes(
         "identity": identity.digest,
         "identity_fields": dict(identity.fields),
     }
+    if geometry.target_level is not None:
+        exact["target_level"] = geometry.target_level
     return established | {k: v for k, v in present.items() if v is not None} | exact
 
 
@@ -129,8 +132,11 @@ def find_said(properties: Mapping[str, str], what: str) -> str | None:
     return next((text for key in keys if (text := properties[key].strip())), None)
 
 
-def _target_magnification(geometry: TileGeometry) -> float | None:
-    """Give the nominal magnification; 10 / mpp for a physical target."""
+def _target_magnification(geometry: TileGeometry, level0: float | None) -> float | None:
+    """Give the nominal magnification; 10 / mpp for a physical target, that of a level if known."""
+    if geometry.target_level is not None:
+        of_level = None if level0 is None else round(level0 / geometry.level_downsample, 4)
+        return _nominal(of_level)
     if geometry.target_mpp is not None:
         return round(10 / geometry.target_mpp, 4)
     return _nominal(geometry.target_magnification)

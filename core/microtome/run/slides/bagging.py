@@ -41,7 +41,8 @@ def make_bag(
     """
     mpp = _numbers(attributes.get("effective_mpp"))
     nominal = _numbers(attributes.get("target_magnification"))
-    is_physical = bool(_numbers(attributes.get("target_mpp")))
+    other = (attributes.get(name) for name in ("target_mpp", "target_level"))
+    is_nominal = not any(_numbers(value) for value in other)
     step = int(attributes.get("step", -1))
     return TileBag(
         slide_id=slide_id,
@@ -52,7 +53,7 @@ def make_bag(
         mpp=sum(mpp) / len(mpp) if mpp else None,
         slide_size=(int(attributes["level0_width"]), int(attributes["level0_height"])),
         step=step if step > 0 else None,
-        magnification=None if is_physical or not nominal else nominal[0],
+        magnification=nominal[0] if is_nominal and nominal else None,
     )
 
 

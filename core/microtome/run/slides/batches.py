@@ -65,6 +65,19 @@ class Batch:
         """Count the tiles."""
         return len(self.rows)
 
+    def kept(self) -> Batch:
+        """Leave out the tiles that are to be dropped."""
+        keep = self.keep
+        if keep.all():
+            return self
+        return Batch(
+            self.rows[keep],
+            self.pixels[keep],
+            self.has_background[keep],
+            keep[keep],
+            {key: pixels[keep] for key, pixels in self.prepared.items()},
+        )
+
 
 def fresh(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Allocate ordinary memory."""

@@ -231,7 +231,7 @@ def _hold(
             undense=wanted_arrays(plan),
             unembedded=tuple(each.name for each in plan.slide_encoders),
         )
-    with store.writer.open_stored(path) as stored:
+    with store.open_stored(path) as stored:
         _refuse_other_slide(path, stored.attributes, ref, slide_print)
         refuse_difference(str(path), stored.attributes, coords, apart="a tiler.name")
         _refuse_other_options(path, stored.attributes, store)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import StoreError
+from microtome.plugin.specs import WriterSpec
 from microtome.run.planning.writers import PlannedImages
 from microtome.run.slides.holdings import DROPPED
 from microtome.run.slides.identities import image_identity, label_digest
@@ -21,9 +22,12 @@ from microtome.store.atomic import wrap_errors
 from microtome.store.attributes import parse_list, sealed, write_folder_record
 from microtome.store.classes import publish_images
 from microtome.store.identity import Identity
+from microtome.store.labels import LABELS
 from microtome.store.patches import UNLABELLED, labelled_tiles
+from microtome.store.same_labels import TileLabels, stale_labels
 
 if TYPE_CHECKING:
+    from microtome.run.slides.holdings import Holdings
     from microtome.run.slides.pipeline import SlideWork
     from microtome.store.content import SlideContent
 
@@ -104,3 +108,30 @@ class SlideImages:
                 "brings labels."
             )
         return np.asarray(labels, np.int16)
+
+
+def tell_stale_labels(
+    work: SlideWork, grid: TileGrid, identity: Identity, holdings: Holdings
+) -> list[str]:
+    """Tell of outputs of writers that the run does not have, whose labels are not its any more.
+
+    Args:
+        work: The slide's stages.
+        grid: Its tiles, with their labels where the run gives some.
+        identity: Of the grid.
+        holdings: What was there: its labels count where the run had nothing to give.
+    """
+    if LABELS not in work.identities and LABEL not in grid.columns:
+        return []  # nothing was labelled
+    plan, slide_id = work.plan, work.ref.slide_id
+    own = {*work.outputs.values()}
+    specs = [entry.spec for entry in plan.registry.entries("writer") if not entry.missing]
+    paths = {plan.layout.slide(s, slide_id): s for s in specs if isinstance(s, WriterSpec)}
+    left = {path: spec for path, spec in paths.items() if path not in own and path.exists()}
+    for held in holdings.stores if left and holdings.complete else ():
+        if held.coords is not None and LABEL in held.columns:
+            grid = replace(
+                grid, coords=held.coords, columns=held.columns, attributes=held.attributes
+            )
+    now = TileLabels.of_columns(identity.digest, grid.coords, grid.columns, grid.attributes)
+    return stale_labels(left, now, plan.registry) if left and now is not None else []

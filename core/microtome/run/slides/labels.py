@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 from microtome.errors import AnnotationError
 from microtome.run.inputs.annotated import read_annotations
 from microtome.run.labelling import Origin, OtherGroups, WithoutFile
-from microtome.run.planning.labels import find_file, label_fields, label_rule
+from microtome.run.planning.labels import (
+    digest_file,
+    find_file,
+    label_fields,
+    label_rule,
+    wants_labels,
+)
 from microtome.run.planning.plan import RunPlan
 from microtome.slide.labels import (
     UNLABELLED,
     Labels,
     call_by_named,
+    clip_boxes,
     count_groups,
     label_tiles,
     place_outlines,
@@ -38,10 +45,17 @@ from microtome.store.labels import (
 
 if TYPE_CHECKING:
     from microtome.run.slides.holdings import Holdings
+    from microtome.run.slides.pipeline import SlideWork
     from microtome.slide.annotations import Annotation
+    from microtome.slide.opening import OpenedSlide
 
 ANNOTATION_PATH = "annotation_path"
 """Attribute of a slide: the file that its labels are of; empty without one."""
+
+_SHIFT = "shift"
+"""Field of the identity of labels whose outlines count from the slide's bounds: x, y."""
+
+_SHOWN = 3
 
 
 @dataclass(eq=False, kw_only=True)
@@ -102,24 +116,49 @@ class SlideLabels:
         )
 
     def _make(self, coords: NDArray[np.int32]) -> Labels:
-        settings = self.plan.config.labels
+        settings, corner = self.plan.config.labels, coords[:, :2].astype(np.float64)
+        boxes = np.concatenate([corner, corner + self.geometry.size_level0], axis=1)
+        boxes = clip_boxes(boxes, (self.info.width, self.info.height))
+        on_slide: NDArray[np.bool_] = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
         if self.file is None:
             unknown = settings.missing is WithoutFile.unlabelled
-            return uniform_labels(len(coords), UNLABELLED if unknown else 0)
+            return uniform_labels(len(coords), UNLABELLED if unknown else 0).only(on_slide)
         if self._outlines is None:
             self._outlines = self._read(self.file)
-        corner = coords[:, :2].astype(np.float64)
-        boxes = np.concatenate([corner, corner + self.geometry.size_level0], axis=1)
-        return label_tiles(boxes, self._outlines, label_rule(settings))
+        return label_tiles(boxes, self._outlines, label_rule(settings)).only(on_slide)
 
     def _read(self, file: Path) -> list[Annotation]:
-        settings, rule = self.plan.config.labels, label_rule(self.plan.config.labels)
+        rule = label_rule(self.plan.config.labels)
         annotations: Sequence[Annotation] = read_annotations(file, self.info, self.plan.registry)
-        if settings.origin is Origin.bounds and self.info.bounds is not None:
-            annotations = _shifted(annotations, self.info.bounds[:2])
+        if digest_file(file) != self.identity.fields["file"]:
+            raise AnnotationError(
+                f"{file} was changed while its slide was worked on. Run the slide again."
+            )
+        shift = self.identity.fields.get(_SHIFT)
+        if shift is not None:
+            annotations = _shifted(annotations, (shift[0], shift[1]))
+            if self.info.bounds is None:
+                self.warnings.append(
+                    f"labels.origin=bounds: the reader {self.info.reader} names no bounds of it, "
+                    f"so that {file.name} is taken to count from level 0"
+                )
         annotations = call_by_named(annotations, rule)
         self._tell_groups(file, annotations)
-        return place_outlines(annotations, rule, (self.info.width, self.info.height), file)
+        placed = place_outlines(annotations, rule, (self.info.width, self.info.height), file)
+        self._tell_repaired(placed)
+        return placed
+
+    def _tell_repaired(self, outlines: Sequence[Annotation]) -> None:
+        """Tell of outlines that were no area as they were drawn."""
+        told = [
+            f"{each.where}: {each.repaired}" if each.where else each.repaired
+            for each in outlines
+            if each.repaired
+        ]
+        if told:
+            more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+            what = f"{len(told)} outline{'s' if len(told) > 1 else ''} repaired"
+            self.warnings.append(f"{what} ({'; '.join(told[:_SHOWN])}{more})")
 
     def _tell_groups(self, file: Path, annotations: Sequence[Annotation]) -> None:
         """Tell of groups that nothing names, which may be misspelt.
@@ -146,6 +185,30 @@ class SlideLabels:
             self.warnings.append(f"outlines {done}, of groups that no class names: {listed}")
 
 
+def give_labels(
+    work: SlideWork, slide: OpenedSlide, grid: TileGrid, coords: Identity
+) -> tuple[SlideLabels | None, TileGrid]:
+    """Find what labels a slide's tiles; they have their labels where images depend on them.
+
+    Args:
+        work: The slide's, which hears of the stage and of the identity.
+        slide: Open.
+        grid: Its tiles.
+        coords: Their identity.
+
+    Raises:
+        InputError: As of `find_file`.
+        AnnotationError: As of `SlideLabels.of`.
+    """
+    if not wants_labels(work.plan.config):
+        return None, grid
+    with work.timed(LABELS):
+        labels = find_labels(work.plan, work.ref, slide.info, grid.geometry, coords)
+        work.identities[LABELS] = labels.identity.digest
+        by_label = any(image.labelled for image in work.plan.images)
+        return labels, labels.on(grid) if by_label else grid
+
+
 def find_labels(
     plan: RunPlan, ref: SlideRef, info: SlideInfo, geometry: TileGeometry, coords: Identity
 ) -> SlideLabels:
@@ -160,9 +223,12 @@ def find_labels(
 
     Raises:
         InputError: As of `find_file`.
+        AnnotationError: If no format recognises its file.
     """
     file = find_file(plan.config, ref, plan.registry)
     fields = {"coords": coords.digest, **label_fields(plan.config.labels, file, plan.registry)}
+    if file is not None and plan.config.labels.origin is Origin.bounds:
+        fields[_SHIFT] = [*(info.bounds or (0, 0))[:2]]
     return SlideLabels(
         plan=plan, info=info, geometry=geometry, file=file, identity=make_identity(LABELS, fields)
     )

@@ -21,9 +21,8 @@ from microtome.errors import (
     StoreError,
 )
 from microtome.run.inputs.changes import Unchanged
-from microtome.run.planning.labels import wants_labels
 from microtome.run.planning.plan import RunPlan
-from microtome.run.planning.target import check_regions
+from microtome.run.planning.target import check_regions, level_misfits
 from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
 from microtome.run.slides.ahead import taking_along
@@ -35,10 +34,11 @@ from microtome.run.slides.identities import (
     score_identity,
     slide_identity,
 )
-from microtome.run.slides.labels import SlideLabels, count_kept, find_labels, tell_renewal
+from microtome.run.slides.images import tell_stale_labels
+from microtome.run.slides.labels import count_kept, give_labels, tell_renewal
 from microtome.run.slides.overlays import draw_overlays
 from microtome.run.slides.production import Production
-from microtome.run.slides.tissue import TissueFiles, find_tissue
+from microtome.run.slides.tissue import TissueFiles, find_tissue, why_empty
 from microtome.run.summary import rounded
 from microtome.slide.clock import accounted
 from microtome.slide.opening import OpenedSlide, open_slide
@@ -181,6 +181,8 @@ class SlideWork:
         with self.timed("coords"):
             grid = slide.place_tiles(self.plan.tiler, mask)
             check_regions(self.plan.config, grid.region_tiles)
+            cards = {each.name: each.card for each in self.plan.encoders}
+            self.warnings += level_misfits(cards, grid.geometry)
             identity = coords_identity(self.plan, tissue, self.ref)
             self.identities["coords"] = identity.digest
             self.identities |= {
@@ -188,8 +190,8 @@ class SlideWork:
                 for each in self.plan.inspectors
             }
             if not len(grid):
-                self.warnings.append(_why_empty(slide, mask, grid))
-        labels, grid = self._find_labels(slide, grid, identity)
+                self.warnings.append(why_empty(slide, mask, grid))
+        labels, grid = give_labels(self, slide, grid, identity)
         with self.timed("check"):
             holdings = take_stock(
                 self.plan,
@@ -230,6 +232,7 @@ class SlideWork:
                 told = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
                 self.warnings.append(f"all of its {len(grid)} tiles were left out: {told}")
         self.tiles = len(coords)
+        self.warnings += tell_stale_labels(self, grid, identity, holdings)
         if self.tiles:
             self.identities |= {
                 f"slide_features/{each.name}": slide_identity(self.plan, each, identity).digest
@@ -237,18 +240,6 @@ class SlideWork:
             }
         whole = len(coords) == len(grid)
         self._overlays(slide, mask, grid if whole else replace(grid, coords=coords, columns={}))
-
-    def _find_labels(
-        self, slide: OpenedSlide, grid: TileGrid, coords: Identity
-    ) -> tuple[SlideLabels | None, TileGrid]:
-        """Find what labels the tiles; they have their labels where images depend on them."""
-        if not wants_labels(self.plan.config):
-            return None, grid
-        with self.timed("labels"):
-            labels = find_labels(self.plan, self.ref, slide.info, grid.geometry, coords)
-            self.identities[LABELS] = labels.identity.digest
-            by_label = any(image.labelled for image in self.plan.images)
-            return labels, labels.on(grid) if by_label else grid
 
     @property
     def is_own(self) -> bool:
@@ -406,16 +397,3 @@ def _unexpected(error: Exception) -> dict[str, str]:
         "message": f"{said}{where}",
         "traceback": "".join(traceback.format_exception(error)),
     }
-
-
-def _why_empty(slide: OpenedSlide, mask: TissueMask, grid: TileGrid) -> str:
-    """Say why a slide has no tile."""
-    if not mask.array.any():
-        return "no tissue was found"
-    tiles = grid.region_tiles or 1
-    place = "region" if grid.region_tiles else "tile"
-    width, height = grid.geometry.size_level0
-    if width * tiles > slide.info.width or height * tiles > slide.info.height:
-        way_out = "; tiler.edge=pad fills it up" if grid.geometry.edge == "drop" else ""
-        return f"the slide is smaller than one {place}{way_out}"
-    return f"no {place} holds enough tissue, which is {mask.fraction:.2%} of the slide"

@@ -173,7 +173,7 @@ class PixelPass:
             try:
                 with closing(batches.read()) as read:
                     for batch in read:
-                        chosen = _kept(batch)
+                        chosen = batch.kept()
                         batch.in_use = [
                             writer.submit(
                                 sink.write, chosen.rows, self._coords[chosen.rows], chosen.pixels
@@ -378,20 +378,6 @@ def iterate_tiles(
     )
     for batch in batches.read():
         yield Tiles(batch.rows, batch.pixels, batch.has_background)
-
-
-def _kept(batch: Batch) -> Batch:
-    """Leave out the tiles that the filter drops."""
-    keep = batch.keep
-    if keep.all():
-        return batch
-    return Batch(
-        batch.rows[keep],
-        batch.pixels[keep],
-        batch.has_background[keep],
-        keep[keep],
-        {key: pixels[keep] for key, pixels in batch.prepared.items()},
-    )
 
 
 def _allocator(encodings: Sequence[Encoding]) -> Allocate:

@@ -16,7 +16,7 @@ from microtome.run.slides.identities import tissue_identity
 from microtome.slide.imaging import render_view
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.tissue import clean_mask, mask_regions, regions_geojson
-from microtome.slide.types import SlideView, TissueMask
+from microtome.slide.types import SlideView, TileGrid, TissueMask
 from microtome.store.identity import Identity
 from microtome.store.masks import load_mask, save_mask
 from microtome.store.publish import write_json
@@ -99,3 +99,16 @@ class TissueFiles:
         """
         write_json(self.regions, regions_geojson(mask_regions(mask)), indent=None)
         save_mask(self.mask, mask, identity=self.identity, extra={"slide_id": self.slide_id})
+
+
+def why_empty(slide: OpenedSlide, mask: TissueMask, grid: TileGrid) -> str:
+    """Say why a slide has no tile."""
+    if not mask.array.any():
+        return "no tissue was found"
+    tiles = grid.region_tiles or 1
+    place = "region" if grid.region_tiles else "tile"
+    width, height = grid.geometry.size_level0
+    if width * tiles > slide.info.width or height * tiles > slide.info.height:
+        way_out = "; tiler.edge=pad fills it up" if grid.geometry.edge == "drop" else ""
+        return f"the slide is smaller than one {place}{way_out}"
+    return f"no {place} holds enough tissue, which is {mask.fraction:.2%} of the slide"

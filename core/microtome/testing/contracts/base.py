@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -110,7 +111,8 @@ class PluginContract:
         """``microtome --help`` imports every package's hooks."""
         if self.file is not None:
             pytest.skip("a file is only loaded where it is named")
-        package = entry.spec.target.split(".")[0] if self.package is None else self.package.__name__
+        top = re.split(r"[.:]", entry.spec.target, maxsplit=1)[0]
+        package = top if self.package is None else self.package.__name__
         code = f"import sys, {package}; print(*set(sys.modules) & set({HEAVY!r}))"
         path = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
         done = subprocess.run(

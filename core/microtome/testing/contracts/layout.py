@@ -127,8 +127,9 @@ class LayoutContract(PluginContract):
             (GridConfig(size=224, step=100, magnification=10), (1, 4, 16)),
             (GridConfig(size=224, mpp=2.2), (1, 2.0005, 7.998)),
             (GridConfig(size=256, mpp=0.53), (1,)),
+            (GridConfig(size=224, level=2), (1, 2, 4.0017)),
         ],
-        ids=["level 1, overlap", "level 2, fractional", "level 0, resampled"],
+        ids=["level 1, overlap", "level 2, fractional", "level 0, resampled", "level 2 by level"],
     )
     def test_its_geometry_comes_back(
         self, layout: Any, tmp_path: Path, options: GridConfig, levels: tuple[float, ...]

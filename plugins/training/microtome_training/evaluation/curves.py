@@ -14,7 +14,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from microtome_training.evaluation.levels import BAND, SLIDE_MAX, SLIDE_TOP, TILE, Metric, Scored
 from microtome_training.evaluation.metrics import Measured
@@ -194,6 +193,8 @@ def _unit_square(axes: Any) -> None:
 
 
 def _roc(theme: Theme, curves: Sequence[Scored], told: Sequence[str]) -> Figure:
+    from sklearn.metrics import roc_curve  # which is slow to import: mistakes are told before
+
     figure = _figure(theme)
     axes = _style(figure.add_subplot(), theme, "1 − specificity", "Sensitivity")
     axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=1, linestyle="--")
@@ -208,6 +209,8 @@ def _roc(theme: Theme, curves: Sequence[Scored], told: Sequence[str]) -> Figure:
 
 
 def _pr(theme: Theme, curves: Sequence[Scored], told: Sequence[str]) -> Figure:
+    from sklearn.metrics import precision_recall_curve
+
     figure = _figure(theme)
     axes = _style(figure.add_subplot(), theme, "Recall (sensitivity)", "Precision")
     for color, scored, label in zip(theme.lines, curves, told, strict=False):

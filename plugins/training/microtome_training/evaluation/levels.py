@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from microtome_training.evaluation.bootstrap import Floats, curves, interval, sum_by_unit
 from microtome_training.evaluation.counting import (
@@ -97,7 +96,9 @@ class Draws:
     options: MeasureOptions
 
     def why_none(self) -> str:
-        """Say why there are none besides the first."""
+        """Say why there are none besides the first; empty where there are."""
+        if len(self.weights) > 1:
+            return ""
         if not self.options.bootstrap:
             return "no interval was asked for (bootstrap=0)"
         return f"too few {self.units} to draw from ({self.weights.shape[1]}): no interval"
@@ -250,6 +251,8 @@ class Level:
         return f"{'every' if positives else 'no'} {self.what} is {class_name}"
 
     def _exact(self, truth: NDArray[np.bool_], score: NDArray[np.float32]) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
         down, up, _ = roc_curve(truth, score, drop_intermediate=False)
         counts = up * truth.sum(), down * (~truth).sum()
         exact = curve_measures(*counts, self.draws.options.specificities)

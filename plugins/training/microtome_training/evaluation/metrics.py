@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.errors import ConfigError, TaskError
+from microtome.errors import TaskError
 from microtome_training.evaluation.bootstrap import draw_units, strata_by_class
 from microtome_training.evaluation.counting import divide
 from microtome_training.evaluation.levels import (
@@ -21,10 +21,9 @@ from microtome_training.evaluation.levels import (
     Metric,
     Scored,
 )
+from microtome_training.options.checks import check_measures
 from microtome_training.options.evaluate import MeasureOptions, ResampleBy
 from microtome_training.predictions import Predictions
-
-_LEAST = {"top_k": 1, "bins": 1, "bootstrap": 0, "shown_slides": 0, "shown_tiles": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,7 @@ class Measured:
         slides: Each slide that has a labelled tile.
         units: What was drawn, ``patients`` or ``slides``.
         unit_count: How many there are of them.
+        no_interval: Why no measure has an interval; empty where some could have one.
     """
 
     metrics: tuple[Metric, ...]
@@ -74,6 +74,7 @@ class Measured:
     slides: tuple[SlideMeasures, ...]
     units: str
     unit_count: int
+    no_interval: str = ""
 
     def find(self, level: str, metric: str, class_name: str = "") -> Metric:
         """Find a measure.
@@ -85,22 +86,6 @@ class Measured:
             if (each.level, each.metric, each.class_name) == (level, metric, class_name):
                 return each
         raise KeyError((level, metric, class_name))
-
-
-def check_options(options: MeasureOptions) -> None:
-    """Refuse options that make no sense.
-
-    Raises:
-        ConfigError: Saying which, and what it may be.
-    """
-    shares = {"threshold": [options.threshold], "confidence": [options.confidence]}
-    for name, values in (shares | {"specificities": list(options.specificities)}).items():
-        for value in values:
-            if not 0 < value < 1:
-                raise ConfigError(f"evaluate.{name}={value:g} must be above 0 and below 1.")
-    for name, low in _LEAST.items():
-        if getattr(options, name) < low:
-            raise ConfigError(f"evaluate.{name}={getattr(options, name)} must be {low} or more.")
 
 
 def measure(predictions: Predictions, options: MeasureOptions | None = None) -> Measured:
@@ -119,7 +104,7 @@ def measure(predictions: Predictions, options: MeasureOptions | None = None) -> 
         ConfigError: If an option makes no sense.
     """
     options = options or MeasureOptions()
-    check_options(options)
+    check_measures(options)
     labelled = predictions.take(predictions.label >= 0)
     if not len(labelled):
         raise TaskError(
@@ -145,6 +130,7 @@ def measure(predictions: Predictions, options: MeasureOptions | None = None) -> 
         slides=_each_slide(labelled, slides, slide, options),
         units=units,
         unit_count=drawn.shape[1],
+        no_interval=draws.why_none(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
@@ -92,7 +92,7 @@ def render_page(shown: Shown, plots: Sequence[Plot]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     text = files(__package__).joinpath("templates/evaluation.html").read_text("utf-8")
-    predictions, measured = shown.predictions, shown.measured
+    predictions, measured = shown.predictions, _told_once(shown.measured)
     worst, best = _ends(measured.slides, shown.options.shown_slides)
     return environment.from_string(text).render(
         split=shown.split,
@@ -104,6 +104,7 @@ def render_page(shown: Shown, plots: Sequence[Plot]) -> str:
         units=f"{measured.unit_count} {measured.units}",
         options=shown.options,
         headlines=_headlines(measured, shown.options),
+        no_interval=measured.no_interval,
         tables=_tables(measured, predictions.classes, shown.options.top_k),
         confusion=measured.confusion.tolist(),
         plots=[(plot, _url(plot.light, "png"), _url(plot.dark, "png")) for plot in plots],
@@ -115,6 +116,16 @@ def render_page(shown: Shown, plots: Sequence[Plot]) -> str:
         provenance=_provenance(shown),
         version=__version__,
     )
+
+
+def _told_once(measured: Measured) -> Measured:
+    """Leave out of each measure's note why none has an interval."""
+    why = measured.no_interval
+    if not why:
+        return measured
+    notes = [each.note.removeprefix(why).removeprefix("; ") for each in measured.metrics]
+    pairs = zip(measured.metrics, notes, strict=True)
+    return replace(measured, metrics=tuple(replace(each, note=note) for each, note in pairs))
 
 
 def _headlines(measured: Measured, options: MeasureOptions) -> list[tuple[str, Metric]]:

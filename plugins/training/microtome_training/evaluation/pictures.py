@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from microtome.errors import MicrotomeError
 from microtome.plugin.registry import Registry
 from microtome.slide.imaging import read_tiles, render_view
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.types import SlideRef
-from microtome_training.reading import open_tiled
-
-if TYPE_CHECKING:
-    from microtome.run.job import TaskJob
-    from microtome_training.tiles import Tiles
+from microtome_training.predicting.heatmaps import read_overlay
 
 Pixels = NDArray[np.uint8]
 
@@ -73,9 +68,7 @@ class SlidePictures:
         """Give a slide's heatmap, or the slide without one."""
         path = self._heatmaps(slide_id) if self._heatmaps else None
         if path is not None and path.is_file():
-            with Image.open(path) as image:
-                picture: Pixels = np.asarray(image.convert("RGB"))
-            return picture
+            return read_overlay(path)
         with self._open(slide_id) as slide:
             view = render_view(slide.ref, slide.reader, slide.info, mpp=None, max_px=THUMBNAIL_PX)
         return view.image
@@ -95,16 +88,6 @@ class SlidePictures:
         if slide_id not in self._slides:
             raise MicrotomeError(f"nothing says where {slide_id} is")
         return self._slides[slide_id]()
-
-
-def tiled_openers(tiles: Tiles, job: TaskJob) -> dict[str, Opener]:
-    """Give what opens the slides of some tiles, each the one that its tiles were placed on.
-
-    Args:
-        tiles: Whose slides.
-        job: Knows the readers.
-    """
-    return {slide.slide_id: partial(open_tiled, slide, job) for slide in tiles.slides}
 
 
 def slide_openers(sources: Mapping[str, str], registry: Registry) -> dict[str, Opener]:

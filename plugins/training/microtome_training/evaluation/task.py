@@ -16,16 +16,18 @@ import numpy as np
 from microtome._version import __version__
 from microtome.errors import TaskError, one_line
 from microtome.run.job import TaskOutcome
-from microtome.store.atomic import write_bytes, write_json
+from microtome.store.arrays import PREDICTIONS as PREDICTED
+from microtome.store.atomic import sweep, write_bytes, write_json
 from microtome_training.evaluation.curves import Plot, draw_plots, told_value
 from microtome_training.evaluation.levels import SLIDE_MAX, TILE, Metric
-from microtome_training.evaluation.metrics import Measured, SlideMeasures, check_options, measure
+from microtome_training.evaluation.metrics import Measured, SlideMeasures, measure
 from microtome_training.evaluation.page import Shown, metric_name, render_page
 from microtome_training.evaluation.pictures import Pictures, SlidePictures, slide_openers
+from microtome_training.options.checks import check_measures
 from microtome_training.options.evaluate import EvaluateConfig, MeasureOptions
 from microtome_training.predicting.results import heatmap_path
 from microtome_training.predictions import Predictions, read_predictions, write_predictions
-from microtome_training.tiles import TRAINING, root
+from microtome_training.tiles import TRAINING, root, tell_some
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
@@ -65,12 +67,11 @@ class Report:
         return self.folder / PAGE
 
     def lines(self) -> tuple[str, ...]:
-        """Tell the most important measures, a line each, and where the page is."""
+        """Tell the most important measures, a line each."""
         counted = f"{len(self.measured.slides)} slides, {self.measured.confusion.sum():,} tiles"
         return (
             one_line(f"{self.split}: {counted}"),
             *(_line(each) for each in self.headlines()),
-            one_line(f"Page: {self.page}"),
         )
 
     def headlines(self) -> tuple[Metric, ...]:
@@ -114,7 +115,7 @@ def evaluate(
         StoreError: If something cannot be written.
     """
     options = options or MeasureOptions()
-    check_options(options)
+    check_measures(options)
     name, chosen = choose_split(predictions, split)
     measured = measure(chosen, options)
     sizes = {"Splits": _told_splits(predictions)} if any(predictions.splits) else {}
@@ -164,7 +165,7 @@ class EvaluateTask:
     """``task=evaluate``."""
 
     def __init__(self, config: EvaluateConfig) -> None:
-        check_options(config)
+        check_measures(config)
         self._config = config
 
     def run(self, job: TaskJob) -> TaskOutcome:
@@ -179,6 +180,8 @@ class EvaluateTask:
         name, chosen = choose_split(predictions, config.split)
         beside = path.parent / "evaluation" / name.replace(" ", "-")
         folder = Path(config.folder) if config.folder else beside
+        sweep(folder)
+        sweep(folder / PLOTS)
         sources = dict(predictions.sources)
         found = job.find_slides()
         if found is not None:
@@ -197,7 +200,9 @@ class EvaluateTask:
             )
         if config.csv_copy:
             write_predictions(folder / PREDICTIONS, chosen, csv=True)
-        return TaskOutcome(lines=report.lines(), record=record_of(report))
+        there = one_line(f"{path} has {_told_splits(predictions)}")
+        lines = (there, *report.lines(), one_line(f"Page: {report.page}"))
+        return TaskOutcome(lines=lines, record=record_of(report) | {"folder": str(folder)})
 
 
 def record_of(report: Report) -> dict[str, Any]:
@@ -206,18 +211,26 @@ def record_of(report: Report) -> dict[str, Any]:
         "/".join(filter(None, (m.level, m.class_name, m.metric))): m.value
         for m in report.headlines()
     }
-    return {"split": report.split, "folder": str(report.folder), "metrics": told}
+    return {"split": report.split, "page": PAGE, "metrics": told}
 
 
 def _find(job: TaskJob) -> Path:
-    """Find the predictions of an output's only training."""
-    folder = root(job) / TRAINING
-    found = sorted(folder.glob(f"*/{PREDICTIONS}"))
-    if len(found) != 1:
-        told = ", ".join(str(path) for path in found[:5]) or f"none in {folder}"
+    """Find the only predictions of a tiling: those of a training, or what a model predicted.
+
+    Raises:
+        TaskError: If there are none, or several.
+    """
+    folder = root(job)
+    found = [p for top in (TRAINING, PREDICTED) for p in folder.glob(f"{top}/[!.]*/{PREDICTIONS}")]
+    if not found:
         raise TaskError(
-            f"Say which predictions to evaluate by evaluate.predictions_file=FILE; there are: "
-            f"{told}."
+            f"{folder} holds no predictions. Train a model with task=train, predict with "
+            "task=predict, or name a file: evaluate.predictions_file=FILE."
+        )
+    if len(found) > 1:
+        raise TaskError(
+            f"{folder} holds several predictions: name one with evaluate.predictions_file=, of "
+            f"{tell_some(sorted(map(str, found)))}."
         )
     return found[0]
 

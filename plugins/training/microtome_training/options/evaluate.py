@@ -47,8 +47,8 @@ class EvaluateConfig(MeasureOptions):
 
     predictions_file: str | None = option(
         None,
-        help="What to measure: a predictions.parquet; by default that of the output's only "
-        "training.",
+        help="What to measure: a predictions.parquet; by default the output's only one, of a "
+        "training or of task=predict.",
     )
     split: str = option(
         "auto",

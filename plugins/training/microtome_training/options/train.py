@@ -109,9 +109,15 @@ class TrainConfig:
     )
     features: str = option("", help="An encoder's stored features to train on, by name.")
     patches_folder: str | None = runtime(
-        None, help="The folder of a patch store, in which a writer left tiles of these slides."
+        None,
+        help="The folder of a patch store, in which a writer left tiles of these slides; null for "
+        "the only one of the output.",
     )
-    sample: str = option("", help="A sample that task=sample drew; empty for all labelled tiles.")
+    sample: str = option(
+        "",
+        help="A sample that task=sample drew, to train on; empty for all labelled tiles. Slides "
+        "that validate and test keep all of theirs.",
+    )
     split: SplitOptions = field(default_factory=SplitOptions)
     model: str = option(
         "auto",
@@ -162,7 +168,7 @@ class TrainConfig:
     logger: LoggerKind = runtime(
         LoggerKind.csv, help="tensorboard also writes what tensorboard reads."
     )
-    devices: int = runtime(1, help="Devices of the run's kind that share each batch.")
+    devices: int = option(1, help="Devices of the run's kind that share each batch.")
     deterministic: bool = runtime(
         True, help="Use only kernels that give the same twice, where there are some."
     )

@@ -21,15 +21,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from microtome.errors import ConfigError
+from microtome.errors import StoreError
 from microtome.slide.imaging import render_view
 from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import TileGeometry
 from microtome.store.publish import write_bytes
+from microtome_training.options.checks import check_heatmap
 from microtome_training.options.predict import HeatmapConfig, HeatmapKind
 from microtome_training.predicting.pyramid import Size, read_note, write_pyramid
 
-_CHUNK = "microtome"
+_CHUNK, _PICTURE = "microtome", "microtome_picture"
+"""Texts in a PNG: what it shows, and how large it is without the legend beside it."""
+
 _FIXED = 1 << 30
 """Probabilities are summed as whole numbers of so many parts: no order of tiles shows."""
 
@@ -102,7 +105,7 @@ def draw_heatmap(
         StoreError: If a picture cannot be written.
     """
     options = options or HeatmapConfig()
-    check_options(options)
+    check_heatmap(options)
     png = target.with_name(f"{target.name}.png") if options.png else None
     wants_tiff = options.kind is not HeatmapKind.none
     tiff = target.with_name(f"{target.name}.tif") if wants_tiff else None
@@ -114,22 +117,19 @@ def draw_heatmap(
     return HeatmapFiles(png=png, tiff=tiff)
 
 
-def check_options(options: HeatmapConfig) -> None:
-    """Refuse options that make no sense.
+def read_overlay(path: Path) -> NDArray[np.uint8]:
+    """Read a PNG that `draw_heatmap` drew, without the legend: (h, w, 3) uint8 RGB.
 
     Raises:
-        ConfigError: If there are some.
+        StoreError: If it cannot be read.
     """
-    if options.colours not in colormaps:
-        raise ConfigError(
-            f"heatmap.colours={options.colours!r} is no colour map of matplotlib's. Perceptually "
-            "uniform ones are viridis, plasma, inferno, magma and cividis."
-        )
-    if not 0 <= options.opacity <= 1:
-        raise ConfigError(f"heatmap.opacity={options.opacity:g} must be from 0 to 1.")
-    for name in ("mpp", "max_px", "thumbnail_px"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"heatmap.{name}={getattr(options, name):g} must be above 0.")
+    try:
+        with Image.open(path) as image:
+            picture = np.asarray(image.convert("RGB"))
+            width, height = json.loads(image.info.get(_PICTURE, json.dumps(image.size)))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read as a picture: {error}. Delete it.") from error
+    return picture[:height, :width]
 
 
 def rasterise(found: ProbabilityMap, size: Size) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -251,6 +251,7 @@ def _draw_png(
     legend = _legend(found, height, options.colours, view.mpp)
     info = PngInfo()
     info.add_text(_CHUNK, json.dumps(shows))
+    info.add_text(_PICTURE, json.dumps([width, height]))
     buffer = BytesIO()
     Image.fromarray(_beside(picture, legend)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -11,18 +11,19 @@ from microtome.errors import ConfigError, TaskError
 from microtome.run.exchange.exporting import find_stores
 from microtome.run.settings import Choice, EncoderChoice
 from microtome.slide import GridConfig
-from microtome.store.arrays import PREDICTIONS, is_name
-from microtome.store.layout import OutputLayout
+from microtome.store.arrays import is_name
+from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.survey import find_tilings
-from microtome_training.classifier import FEATURES, Classifier
 from microtome_training.devices import find_device, find_precision
-from microtome_training.tiles import SAMPLES, TRAINING
+from microtome_training.names import BEST, CHECKPOINTS, FEATURES
+from microtome_training.tiles import TRAINING
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
     from microtome.slide.types import SlideRef
+    from microtome_training.classifier import Classifier
 
-_BEST = ("checkpoints", "best.pt")
+_BEST = (CHECKPOINTS, BEST)
 _GRID = "grid"
 _NAMED = 5
 _FAILED = ("failed", "quarantined", "held")
@@ -87,13 +88,12 @@ def _all(job: TaskJob) -> list[OutputLayout]:
     output = job.config.output
     if not output.is_dir() or not any(output.iterdir()):
         return []
-    folders = {getattr(entry.spec, "folder", "") for entry in job.registry.entries("writer")}
-    found = find_tilings(output, {TRAINING, PREDICTIONS, SAMPLES, *folders - {""}})
+    found = find_tilings(output, taken_folders(job.registry))
     return found if any(each.root == output for each in found) else [OutputLayout(output), *found]
 
 
 def _trained(layout: OutputLayout) -> list[Path]:
-    return sorted((layout.root / TRAINING).glob("/".join(("*", *_BEST))))
+    return sorted((layout.root / TRAINING).glob("/".join(("[!.]*", *_BEST))))
 
 
 def find_layout(job: TaskJob, checkpoint: Path) -> OutputLayout:
@@ -170,8 +170,11 @@ def _tiler(job: TaskJob, classifier: Classifier) -> Choice:
         return choice
     config = choice.config or GridConfig()
     changes: dict[str, Any] = {"size": takes.size} if config.size is None else {}
-    if config.magnification is None and config.mpp is None:
-        by_magnification = takes.magnification is not None
-        changes |= {"magnification": takes.magnification} if by_magnification else {}
-        changes |= {"mpp": takes.mpp} if not by_magnification else {}
+    if config.magnification is None and config.mpp is None and config.level is None:
+        if takes.magnification is not None:
+            changes["magnification"] = takes.magnification
+        elif takes.mpp is None:
+            changes["level"] = takes.level
+        else:
+            changes["mpp"] = takes.mpp
     return replace(choice, config=replace(config, **changes))

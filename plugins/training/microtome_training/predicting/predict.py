@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from microtome.errors import TaskError
 from microtome.store.attributes import parse_fields
 from microtome.store.identity import difference
-from microtome_training.classifier import FEATURES, Classifier
+from microtome_training.names import FEATURES
 from microtome_training.options.predict import MPP_TOLERANCE
 from microtome_training.reading import (
     Batch,
@@ -23,6 +23,7 @@ from microtome_training.reading import (
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
+    from microtome_training.classifier import Classifier
     from microtome_training.tiles import TiledSlide, Tiles
 
 
@@ -74,8 +75,8 @@ def check_fit(
     """Refuse a slide whose tiles are not what a model takes.
 
     Raises:
-        TaskError: If they are of another size or resolution, or their features are missing or
-            another encoder's.
+        TaskError: If they are of another size, resolution or level, or their features are missing
+            or another encoder's.
     """
     takes, name = classifier.takes, slide.slide_id
     if slide.geometry.size != takes.size:
@@ -85,6 +86,12 @@ def check_fit(
         )
     if takes.mpp is not None:
         _check_mpp(classifier, slide, takes.mpp, mpp_tolerance)
+    elif takes.level not in (None, slide.geometry.target_level):
+        raise TaskError(
+            f"{classifier.path} learned from tiles of level {takes.level}, of which nothing says "
+            f"how many µm a pixel is, and those of {name} are not of that level. Tile it so in "
+            f"another tiling: tiler.level={takes.level} tiler.name=…."
+        )
     if takes.kind == FEATURES:
         require_features(slide, takes.features)
         _check_encoder(classifier, slide, job)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from microtome.errors import SlideError
 from microtome_training.predicting.heatmaps import HeatmapFiles, ProbabilityMap, draw_heatmap
 from microtome_training.predicting.lesions import find_lesions, write_lesions
 from microtome_training.predicting.scores import SlideScore, score_slide, write_scores
+from microtome_training.predictions import translate
 from microtome_training.reading import open_tiled, rows_by_slide
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ SLIDES, LESIONS, HEATMAPS = "slides.csv", "lesions.csv", "heatmaps"
 """Names in a folder of results."""
 
 Floats = NDArray[np.float32]
+
+_UNFIT = re.compile(r'^\.|[%/\\:*?"<>|\x00-\x1f]|[ .]$')
+"""What the name of a folder cannot have, or does not keep, on some system."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,13 +64,14 @@ class ScoreOptions:
 
 
 def write_tables(
-    folder: Path, scored: ScoredTiles, options: ScoreOptions | None = None
+    folder: Path, scored: Iterable[ScoredTiles], options: ScoreOptions | None = None
 ) -> list[SlideScore]:
     """Write ``slides.csv`` and ``lesions.csv``: a row for each slide, or lesion, and class.
 
     Args:
         folder: Where to.
-        scored: The tiles; slides of theirs without any have a row all the same.
+        scored: The tiles, of a slide or of several; slides of theirs without any have a row all the
+            same.
         options: The defaults if None.
 
     Returns:
@@ -75,7 +82,7 @@ def write_tables(
     """
     options = options or ScoreOptions()
     scores, lesions = [], []
-    for slide, found in probability_maps(scored):
+    for slide, found in chain.from_iterable(map(probability_maps, scored)):
         scores.append(
             score_slide(
                 found.probability,
@@ -142,44 +149,47 @@ def draw_heatmaps(
 
 
 def heatmap_path(folder: Path, slide_id: str, class_name: str, classes: Sequence[str]) -> Path:
-    """Name a slide's heatmap, without its suffix: in a folder of its class where there are more."""
+    """Name a slide's heatmap, without its suffix: in a folder of its class where there are more.
+
+    Signs of a class that a folder's name cannot have are written as in a URL, and so is ``%``: no
+    two classes share a folder.
+    """
     top = folder / HEATMAPS
     if len(classes) > 2:
-        top /= class_name.replace("/", "_").lstrip(".") or "_"
+        top /= _UNFIT.sub(lambda sign: f"%{ord(sign[0]):02X}", class_name)
     return top / slide_id
+
+
+def by_slide(scored: ScoredTiles) -> Iterator[ScoredTiles]:
+    """Give the tiles of each slide by themselves, those without any, too."""
+    tiles = scored.tiles
+    for slide, mine in zip(tiles.slides, rows_by_slide(tiles), strict=True):
+        part = replace(tiles.take(mine), slides=(slide,), slide=np.zeros(len(mine), np.int32))
+        yield replace(scored, tiles=part, probabilities=scored.probabilities[mine])
 
 
 def probability_maps(scored: ScoredTiles) -> Iterator[tuple[TiledSlide, ProbabilityMap]]:
     """Give what is said of each slide and class but the background."""
-    tiles, classes = scored.tiles, scored.classes
-    for slide, mine in zip(tiles.slides, rows_by_slide(tiles), strict=True):
-        part = tiles.take(mine)
-        labels = _labels(part, classes)
+    for one in by_slide(scored):
+        (slide,), tiles, classes = one.tiles.slides, one.tiles, scored.classes
+        labels = _labels(tiles, classes)
         for number, name in enumerate(classes[1:], 1):
             yield (
                 slide,
                 ProbabilityMap(
                     slide_id=slide.slide_id,
                     class_name=name,
-                    coords=part.coords,
-                    probability=scored.probabilities[mine, number],
+                    coords=tiles.coords,
+                    probability=one.probabilities[:, number],
                     geometry=slide.geometry,
-                    extent=_extent(slide, part),
+                    extent=_extent(slide, tiles),
                     positive=None if labels is None else labels == number,
                 ),
             )
 
 
-def translate(tiles: Tiles, classes: Sequence[str]) -> NDArray[np.int16]:
-    """Give tiles' labels as indices into a model's classes: (n,) int16, -1 for other classes."""
-    place: Mapping[str, int] = {name: number for number, name in enumerate(classes)}
-    table = np.array([*(place.get(name, -1) for name in tiles.classes), -1], np.int16)
-    found: NDArray[np.int16] = table[tiles.label]  # -1 is the last
-    return found
-
-
 def _labels(part: Tiles, classes: Sequence[str]) -> NDArray[np.int16] | None:
-    labels = translate(part, classes)
+    labels = translate(part.label, part.classes, classes)
     return labels if (labels >= 0).any() else None
 
 

@@ -21,11 +21,12 @@ from microtome.run.job import TaskJob, TaskOutcome
 from microtome.run.planning.budget import hold_heap
 from microtome.run.slides.attributes import provenance
 from microtome.store.arrays import PREDICTIONS
+from microtome.store.atomic import sweep
 from microtome.store.identity import IDENTITY, Identity, make_identity
 from microtome.store.status import SlideStatus
-from microtome_training.classifier import FEATURES, Classifier, load_classifier
+from microtome_training.names import FEATURES
+from microtome_training.options.checks import check_heatmap
 from microtome_training.options.predict import PredictConfig
-from microtome_training.predicting.heatmaps import check_options
 from microtome_training.predicting.inputs import (
     find_checkpoint,
     find_layout,
@@ -44,16 +45,16 @@ from microtome_training.predicting.results import (
     ScoredTiles,
     ScoreOptions,
     draw_heatmaps,
-    translate,
     write_tables,
 )
-from microtome_training.predictions import Predictions, write_predictions
+from microtome_training.predictions import Predictions, translate, write_predictions
 from microtome_training.tiles import TiledSlide, Tiles, join, read_slide
 
 if TYPE_CHECKING:
     from microtome.plugin.specs import WriterSpec
     from microtome.slide.types import SlideRef
     from microtome.store.layout import OutputLayout
+    from microtome_training.classifier import Classifier
 
 Floats = NDArray[np.float32]
 
@@ -78,7 +79,7 @@ class PredictTask:
             raise ConfigError(f"predict.threshold={config.threshold:g} must be from 0 to 1.")
         if not 0 <= config.mpp_tolerance < math.inf:
             raise ConfigError(f"predict.mpp_tolerance={config.mpp_tolerance:g} must be 0 or more.")
-        check_options(config.heatmap)
+        check_heatmap(config.heatmap)
         self._config = config
 
     def run(self, job: TaskJob) -> TaskOutcome:
@@ -90,6 +91,8 @@ class PredictTask:
         """
         path = find_checkpoint(job, self._config.checkpoint)
         name = name_predictions(self._config.name, path)
+        from microtome_training.classifier import load_classifier  # torch, when the model is known
+
         device, precision = find_place(job)
         classifier = load_classifier(path, device, precision)
         layout = find_layout(job, path)
@@ -114,6 +117,9 @@ class PredictTask:
             folder=layout.root / PREDICTIONS / name,
             refs=refs,
         )
+        for folder in {store.parent for store, _ in stores.values()}:
+            sweep(folder)
+        sweep(work.folder, below=True)
         with job.reporter, hold_heap():
             for each in refused:
                 job.reporter.note(f"{each.slide.slide_id} is left out: {each.reason}")
@@ -285,12 +291,13 @@ class _Prediction:
         options = ScoreOptions(
             threshold=config.threshold, top_k=config.top_k, min_tiles=config.min_tiles
         )
-        write_tables(self.folder, self._scored(tiles, probabilities), options)
+        write_tables(self.folder, [self._scored(tiles, probabilities)], options)
 
 
 def _relabelled(tiles: Tiles, classes: tuple[str, ...]) -> Tiles:
     """Give tiles with the labels of a model's classes; those of other classes have none."""
-    return replace(tiles, label=translate(tiles, classes), classes=classes)
+    label = translate(tiles.label, tiles.classes, classes)
+    return replace(tiles, label=label, classes=classes)
 
 
 def _of_patient(tiles: Tiles, patient_id: str) -> Tiles:

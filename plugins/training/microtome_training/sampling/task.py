@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from microtome.errors import ConfigError, IdentityError, InputError, TaskError
 from microtome.run.inputs.tables import read_table
 from microtome.run.job import TaskOutcome
-from microtome.store.atomic import write_json
+from microtome.store.atomic import sweep, write_json
 from microtome.store.identity import IDENTITY, Identity, describe, difference, make_identity
 from microtome.store.patches import tile_key
+from microtome_training.reading import rows_by_slide
 from microtome_training.sampling.drawing import draw, number_patients
 from microtome_training.sampling.files import SUFFIX, write_sample
 from microtome_training.tiles import SAMPLES, Tiles, read_tiles, root
@@ -59,6 +60,7 @@ class SampleTask:
         name = name_sample(self._config.name, job.config.label)
         folder = root(job) / SAMPLES
         final, record = folder / f"{name}{SUFFIX}", folder / f"{name}.json"
+        sweep(folder)
         with job.reporter:
             job.reporter.note(f"drawing the sample {name}")
             tiles = read_tiles(job)
@@ -79,8 +81,8 @@ class SampleTask:
             "sample": describe(spec, self._config),
             "classes": tiles.classes,
             "slides": {
-                slide.slide_id: {"coords": slide.identity, "labels": _digest(tiles, number)}
-                for number, slide in enumerate(tiles.slides)
+                slide.slide_id: {"coords": slide.identity, "labels": _digest(tiles, rows)}
+                for slide, rows in zip(tiles.slides, rows_by_slide(tiles), strict=True)
             },
         }
         if hard.any():
@@ -142,6 +144,11 @@ def _check(config: SampleConfig) -> None:
     for name in ("min_fraction", "hard_share"):
         if not 0 <= (share := getattr(config, name)) <= 1:
             raise ConfigError(f"sample.{name}={share:g} is a share, from 0 to 1.")
+    if config.hard_file is None and config.hard_share != type(config)().hard_share:
+        raise ConfigError(
+            f"sample.hard_share={config.hard_share:g} is the share of listed tiles, and there is "
+            "no list: name it with sample.hard_file=FILE, or leave the share out."
+        )
 
 
 def _is_there(final: Path, record: Path, identity: Identity) -> bool:
@@ -165,10 +172,9 @@ def _is_there(final: Path, record: Path, identity: Identity) -> bool:
     return True
 
 
-def _digest(tiles: Tiles, number: int) -> str:
+def _digest(tiles: Tiles, rows: NDArray[np.int64]) -> str:
     """Hash the labels of a slide's tiles."""
-    of_slide = tiles.slide == number
-    label, fraction = tiles.label[of_slide], tiles.fraction[of_slide]
+    label, fraction = tiles.label[rows], tiles.fraction[rows]
     data = label.astype("<i2").tobytes() + fraction.astype("<f4").tobytes()
     return hashlib.sha256(data).hexdigest()
 

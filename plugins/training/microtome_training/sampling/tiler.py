@@ -98,7 +98,8 @@ def _open(name: str) -> Sample:
         wrong = f"tiler.sample_file={name} is not there" if name else ""
         wrong = wrong or "tiler=sampled is given no tiler.sample_file"
         raise ConfigError(
-            f"{wrong}: name the file that task=sample wrote, OUTPUT/samples/NAME.parquet."
+            f"{wrong}: give the path of the file that task=sample wrote, as it told it: "
+            f"OUTPUT/samples/{Path(name).stem or 'sample'}.parquet."
         )
     return open_sample(Path(name))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from microtome.errors import ConfigError
 from microtome_training.options.train import AugmentOptions, AugmentWhich
@@ -68,6 +67,8 @@ class Augmentation:
         return self._coloured(np.ascontiguousarray(pixels), draw)
 
     def _coloured(self, pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
+        from torchvision.transforms.v2 import functional  # torch: options are checked without it
+
         options = self.options
         factors = draw.uniform(-1, 1, 4).tolist()
         # On Pillow's image: torch shares out such small work among its threads, which costs more

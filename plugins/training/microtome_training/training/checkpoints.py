@@ -15,9 +15,14 @@ from torch import nn
 
 from microtome.errors import TaskError
 from microtome.store.atomic import publish, write_bytes
-from microtome_training.classifier import Description, save_classifier
+from microtome_training.classifier import (
+    Classifier,
+    Description,
+    load_classifier,
+    save_classifier,
+)
+from microtome_training.names import BEST, CHECKPOINTS, LAST
 
-FOLDER, BEST, LAST = "checkpoints", "best.pt", "last.pt"
 LOSSES = "epoch_losses.csv"
 
 
@@ -93,14 +98,16 @@ class Checkpoints:
     Attributes:
         folder: Of the training.
         interval: Epochs between those that are kept; 0 for none.
+        identity: Of the training: no other's checkpoints are taken for its own.
     """
 
     folder: Path
     interval: int = 0
+    identity: str = ""
 
     def path(self, name: str) -> Path:
         """Name a checkpoint's file."""
-        return self.folder / FOLDER / name
+        return self.folder / CHECKPOINTS / name
 
     def save(
         self,
@@ -127,6 +134,7 @@ class Checkpoints:
             save_classifier(self.path(f"ckpt_epoch_{epoch}.pt"), network, description)
         write_bytes(self.folder / LOSSES, history.to_csv().encode())
         state = {
+            "identity": self.identity,
             "network": network.state_dict(),
             "history": [asdict(each) for each in history.epochs],
             **rest,
@@ -138,20 +146,44 @@ class Checkpoints:
         """Give what `save` kept last, the history as `History`; None if nothing was.
 
         Raises:
-            TaskError: If it cannot be read.
+            TaskError: If it cannot be read, or is another training's.
         """
         path = self.path(LAST)
         if not path.is_file():
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            identity = state["identity"]
             epochs = tuple(EpochResult(**each) for each in state["history"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
             raise TaskError(
                 f"{path} cannot be read, so the training cannot go on: use force=true to begin "
                 "again."
             ) from error
+        self._refuse_other(path, identity)
         return {**state, "history": History(epochs)}
+
+    def best(self, device: str) -> Classifier:
+        """Load the best model.
+
+        Args:
+            device: Where it is to compute.
+
+        Raises:
+            ConfigError: If there is none.
+            TaskError: If it cannot be read, or is another training's.
+        """
+        path = self.path(BEST)
+        classifier = load_classifier(path, device)
+        self._refuse_other(path, classifier.description.provenance.get("identity", ""))
+        return classifier
+
+    def _refuse_other(self, path: Path, identity: object) -> None:
+        if identity != self.identity:
+            raise TaskError(
+                f"{path} is of another training than its folder says: use force=true to begin "
+                "again."
+            )
 
 
 def say_history(epochs: Sequence[EpochResult]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import microtome
-from microtome.errors import TaskError
 from microtome.plugin.specs import Transform
 from microtome.slide.batch import prepare_tiles
-from microtome.store.attributes import parse_fields
+from microtome.store.patches import tile_key
 from microtome_training.classifier import to_tensor
 from microtome_training.tiles import Tiles
 from microtome_training.training.augment import Augmentation, generator
@@ -28,9 +27,9 @@ from microtome_training.training.augment import Augmentation, generator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microtome.plugin.registry import Registry
+_CHUNK, _LARGEST, _BYTES = 32, 1024, 1 << 20
+"""Tiles that a thread reads at once: as many as are a MiB, within limits."""
 
-_CHUNK = 32
 _OPEN = 64
 _GIB = 1 << 30
 
@@ -92,54 +91,33 @@ class HeldSource:
         return self.held[rows]
 
 
-def read_features(tiles: Tiles, name: str, registry: Registry) -> HeldSource:
-    """Read the stored features of tiles: (n, d) float32.
+class Keys(Sequence[str]):
+    """The keys of tiles, each made when it is asked for: millions of them fill gigabytes.
 
-    Raises:
-        TaskError: If a slide has none by that name, or the slides' differ in their encoder.
-        StoreError: If they cannot be read.
+    Args:
+        tiles: Whose.
     """
-    parts: list[NDArray[np.float32]] = []
-    for number, slide in enumerate(tiles.slides):
-        rows = tiles.row[tiles.slide == number]
-        if name not in slide.features:
-            raise TaskError(
-                f"{slide.store} has no features {name!r}, but {', '.join(slide.features) or 'none'}"
-                f". Make them first: microtome SLIDES output=OUTPUT encoder={name}."
-            )
-        with slide.open(registry) as stored:
-            parts.append(np.asarray(stored.features(name), np.float32)[rows])
-    dims = {part.shape[1] for part in parts}
-    if len(dims) > 1:
-        raise TaskError(f"The features {name!r} differ in width: {sorted(dims)}.")
-    # Tiles are grouped by slide after sorting; this puts them back in the order asked for.
-    order = np.argsort(tiles.slide, kind="stable")
-    held = np.empty((len(tiles), dims.pop()), np.float32)
-    held[order] = np.concatenate(parts)
-    if not np.isfinite(held).all():
-        raise TaskError(f"The features {name!r} hold values that are not finite.")
-    return HeldSource(held)
 
+    def __init__(self, tiles: Tiles) -> None:
+        self._names = [slide.slide_id for slide in tiles.slides]
+        self._slide, self._places = tiles.slide, np.ascontiguousarray(tiles.coords[:, :2])
 
-def encoder_of(tiles: Tiles, name: str, registry: Registry) -> dict[str, Any]:
-    """Say what made stored features: the encoder's part of their identity.
+    def __len__(self) -> int:
+        """Count the tiles."""
+        return len(self._slide)
 
-    Raises:
-        TaskError: If not the same made them on all slides.
-    """
-    first: tuple[str, dict[str, Any]] | None = None
-    for slide in tiles.slides:
-        with slide.open(registry) as stored:
-            fields = parse_fields(stored.feature_attributes(name)) if name in slide.features else {}
-        encoder = fields.get("encoder")
-        found = dict(encoder) if isinstance(encoder, Mapping) else {}
-        if first is not None and first[1] != found:
-            raise TaskError(
-                f"The features {name!r} of {first[0]} and {slide.slide_id} were made by encoders "
-                "with other options or weights. Make them alike."
-            )
-        first = (slide.slide_id, found)
-    return first[1] if first else {}
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Name a tile, or some."""
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
+        x, y = self._places[index].tolist()
+        return tile_key(self._names[int(self._slide[index])], x, y)
 
 
 def read_ahead(
@@ -158,7 +136,8 @@ def read_ahead(
         found: NDArray[Any] = own.source.read(rows[part])
         return found
 
-    parts = [slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK)]
+    step = min(max(_CHUNK, _BYTES // max(1, source.row_bytes)), _LARGEST)
+    parts = [slice(start, start + step) for start in range(0, len(rows), step)]
     if isinstance(source, HeldSource) or threads < 2:
         yield from ((part, source.read(rows[part])) for part in parts)
         return
@@ -293,4 +272,6 @@ def load(batches: Batches, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Read batches ahead in some processes, or one by one in this one."""
     if not workers:
         return (batches[index] for index in range(len(batches)))
-    return iter(DataLoader(batches, batch_size=None, num_workers=workers))
+    # Its own generator: else it draws from torch's, of which the network draws its dropout.
+    own = torch.Generator()
+    return iter(DataLoader(batches, batch_size=None, num_workers=workers, generator=own))

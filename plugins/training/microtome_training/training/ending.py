@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +12,28 @@ from numpy.typing import NDArray
 
 from microtome.errors import SlideError
 from microtome.run.planning.budget import cpu_budget
-from microtome_training.classifier import Classifier, load_classifier, softmax, to_tensor
+from microtome_training.classifier import Classifier, softmax, to_tensor
 from microtome_training.devices import find_device
 from microtome_training.evaluation.pictures import SlidePictures, slide_openers
-from microtome_training.evaluation.task import evaluate, record_of
+from microtome_training.evaluation.task import evaluate, heatmaps_of, record_of
+from microtome_training.names import TEST, VAL
 from microtome_training.predicting.results import (
     ScoredTiles,
     ScoreOptions,
+    by_slide,
     draw_heatmaps,
-    heatmap_path,
     write_tables,
 )
 from microtome_training.predictions import Predictions, write_predictions
-from microtome_training.tiles import Tiles
-from microtome_training.training.checkpoints import BEST, Checkpoints
+from microtome_training.training.checkpoints import Checkpoints
+from microtome_training.training.cohort import Cohort
 from microtome_training.training.data import TileSource, read_ahead
-from microtome_training.training.prepare import TEST, VAL, Cohort, open_source
+from microtome_training.training.prepare import open_source
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
     from microtome_training.options.train import TrainConfig
+    from microtome_training.patchsource import FoundPatches
 
 PREDICTIONS = "predictions.parquet"
 Floats = NDArray[np.float32]
@@ -43,6 +45,7 @@ def finish(
     cohort: Cohort,
     folder: Path,
     *,
+    identity: str,
     source: TileSource | None = None,
 ) -> dict[str, Any]:
     """Predict the slides that validate and test, measure and draw those that test.
@@ -54,6 +57,7 @@ def finish(
         config: The options.
         cohort: The tiles.
         folder: Of the training, with its best model.
+        identity: Of the training.
         source: Gives the tiles; opened if None.
 
     Returns:
@@ -62,7 +66,8 @@ def finish(
     Raises:
         MicrotomeError: If something cannot be read or written.
     """
-    classifier = load_classifier(Checkpoints(folder).path(BEST), find_device(job.config.device))
+    saved = Checkpoints(folder, identity=identity)
+    classifier = saved.best(find_device(job.config.device))
     rows = np.sort(np.concatenate([cohort.rows(VAL), cohort.rows(TEST)]))
     if not len(rows):
         return {"lines": ["nothing to measure: all slides train"]}
@@ -80,14 +85,13 @@ def finish(
     )
     write_predictions(folder / PREDICTIONS, predictions)
     split = TEST if len(cohort.rows(TEST)) else VAL
-    slides = [name for name, each in cohort.splits.items() if each == split]
-    shown = ScoredTiles(
-        tiles=only(tiles, slides),
-        probabilities=probabilities[tiles.of_slides(slides)],
-        classes=classifier.classes,
-    )
+    slides = {name for name, each in cohort.splits.items() if each == split}
+    everything = ScoredTiles(tiles=tiles, probabilities=probabilities, classes=classifier.classes)
+    shown = [one for one in by_slide(everything) if one.tiles.slides[0].slide_id in slides]
     _draw(job, config, folder, shown, classifier.digest)
-    return _measure(job, config, folder, predictions, split)
+    return _measure(
+        job, config, folder=folder, predictions=predictions, split=split, patches=cohort.patches
+    )
 
 
 def predict_rows(
@@ -109,52 +113,43 @@ def predict_rows(
     return found
 
 
-def only(tiles: Tiles, slide_ids: Iterable[str]) -> Tiles:
-    """Give the tiles of some slides, and no other slides."""
-    wanted = set(slide_ids)
-    kept = np.array([slide.slide_id in wanted for slide in tiles.slides], bool)
-    place = np.cumsum(kept, dtype=np.int32) - 1
-    part = tiles.take(kept[tiles.slide])
-    slides = tuple(slide for slide in tiles.slides if slide.slide_id in wanted)
-    return replace(part, slides=slides, slide=place[part.slide].astype(np.int32))
-
-
-def _draw(job: TaskJob, config: TrainConfig, folder: Path, scored: ScoredTiles, model: str) -> None:
+def _draw(
+    job: TaskJob, config: TrainConfig, folder: Path, shown: Sequence[ScoredTiles], model: str
+) -> None:
     """Write the tables of slides and lesions, and draw heatmaps where slides can be opened."""
     options = ScoreOptions(threshold=config.evaluate.threshold, top_k=config.evaluate.top_k)
-    write_tables(folder, scored, options)
+    write_tables(folder, shown, options)
     if not config.heatmaps:
         return
     job.reporter.stage(folder.name, "heatmaps")
-    for slide in scored.tiles.slides:
-        mine = scored.tiles.of_slides([slide.slide_id])
-        one = replace(
-            scored,
-            tiles=only(scored.tiles, [slide.slide_id]),
-            probabilities=scored.probabilities[mine],
-        )
+    for one in shown:
         try:
             draw_heatmaps(folder, one, job, options=config.heatmap, identity=model)
         except SlideError as error:  # who trains on features or patches may not have the slides
-            job.reporter.note(f"no heatmap of {slide.slide_id}: {error}")
+            job.reporter.note(f"no heatmap of {one.tiles.slides[0].slide_id}: {error}")
 
 
 def _measure(
-    job: TaskJob, config: TrainConfig, folder: Path, predictions: Predictions, split: str
+    job: TaskJob,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    predictions: Predictions,
+    split: str,
+    patches: FoundPatches | None,
 ) -> dict[str, Any]:
     job.reporter.stage(folder.name, "evaluate")
-    classes = predictions.classes
-
-    def heatmap(slide_id: str) -> Path:
-        target = heatmap_path(folder, slide_id, classes[1], classes)
-        return target.with_name(f"{target.name}.png")
-
+    pictures = SlidePictures(
+        slide_openers(predictions.sources, job.registry),
+        heatmaps_of(folder, predictions.classes),
+        None if patches is None else patches.picture,
+    )
     report = evaluate(
         predictions,
         folder,
         split=split,
         options=config.evaluate,
-        pictures=SlidePictures(slide_openers(predictions.sources, job.registry), heatmap),
+        pictures=pictures,
         facts={"Training": folder.name},
     )
     return {"evaluation": record_of(report), "lines": list(report.lines())}

@@ -106,19 +106,18 @@ def fit(fabric: Fabric, what: Fit, reporter: Reporter) -> History:
 class _Loop:
     def __init__(self, fabric: Fabric, what: Fit, reporter: Reporter) -> None:
         self._fabric, self._what, self._reporter = fabric, what, reporter
-        self._checkpoints = Checkpoints(what.folder, what.config.save_interval)
+        identity = str(what.description.provenance.get("identity", ""))
+        self._checkpoints = Checkpoints(what.folder, what.config.save_interval, identity)
         saved = self._checkpoints.load()
         self._history: History = saved["history"] if saved else History()
         self._loss = what.loss().to(fabric.device)
         self._network = what.network
-        if saved:
-            self._network.load_state_dict(saved["network"])
         whole = PatchNetwork(self._network, what.description.takes)
-        optimizer = _make_optimizer(whole, what.config)
+        self._model, self._optimizer = fabric.setup(whole, _make_optimizer(whole, what.config))
         if saved:
-            optimizer.load_state_dict(saved["optimizer"])
-        self._model, self._optimizer = fabric.setup(whole, optimizer)
-        if saved:
+            # Now that the parameters are where they stay: an optimizer's state goes where they are.
+            self._network.load_state_dict(saved["network"])
+            self._optimizer.load_state_dict(saved["optimizer"])
             fabric.strategy.precision.load_state_dict(saved["precision"])
 
     def run(self) -> History:
@@ -145,6 +144,7 @@ class _Loop:
         rest = {
             "optimizer": self._optimizer.state_dict(),
             "precision": self._fabric.strategy.precision.state_dict(),
+            "weights": dict(self._what.description.provenance.get("weights", {})),
         }
         description = self._what.description
         trained = {**description.provenance, "epoch": len(self._history.epochs)}
@@ -190,16 +190,18 @@ class _Loop:
             self._set_rate(number - 1 + step / len(whole))
             loss, right = self._step(given.to(fabric.device), labels.to(fabric.device))
             self._refuse_unfinite(loss, number, "training", step + 1)
-            sums += (loss * len(labels), right, len(labels))
+            sums += (loss * len(whole[step]) / fabric.world_size, right, len(labels))
             if fabric.is_global_zero:
                 self._reporter.advance(what.folder.name, len(whole[step]))
         loss_sum, right_sum, count = self._sum(torch.from_numpy(sums)).tolist()
-        return loss_sum / count, right_sum / count
+        return loss_sum / len(epoch.rows), right_sum / count
 
     def _step(self, given: Tensor, labels: Tensor) -> tuple[float, int]:
         self._optimizer.zero_grad()
         logits = self._model(given)
-        loss = self._loss.of_batch(logits, labels)
+        losses, weights = self._loss.sums(logits, labels)
+        # Devices give the mean of their gradients, which is then that of the batch as a whole.
+        loss = losses * self._fabric.world_size / self._sum(weights)
         self._fabric.backward(loss)
         self._optimizer.step()
         return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())
@@ -247,7 +249,8 @@ class _Loop:
             where = f"epoch {epoch}" + (f", batch {batch}" if batch else "")
             raise TaskError(
                 f"{self._what.folder}: the {which} loss is not finite in {where}, at "
-                f"lr={self._what.config.lr:g}. Lower the learning rate, or use precision=fp32."
+                f"lr={self._what.config.lr:g}. Lower the learning rate, or use precision=fp32, "
+                "with force=true or under another name."
             )
 
 

@@ -61,11 +61,19 @@ class PatchLoss:
         Returns:
             A scalar, in float32.
         """
+        losses, weights = self.sums(logits, labels)
+        return losses / weights
+
+    def sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the weighted sum of the losses of those, and the sum of their weights.
+
+        The loss of a batch that devices share is the sum of the one over the sum of the other.
+        """
         each, weights = self.each(logits, labels)
         if self.ohem_ratio > 0:
             kept = hardest(each.detach() * weights, labels, self.ohem_ratio, self.ohem_floor)
             each, weights = each[kept], weights[kept]
-        return (each * weights).sum() / weights.sum()
+        return (each * weights).sum(), weights.sum()
 
     def of_all(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Give the loss of all tiles, easy ones too: what validation goes by."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,8 @@ from microtome.errors import ConfigError, TaskError, WeightsError
 from microtome.plugin.weights.files import find_file, fit_state, read_state, tensors_only
 from microtome.plugin.weights.hub import NAMES, WeightsFile, fetch_hub, fetch_url
 from microtome.plugin.weights.refusals import asked_by
+from microtome_training.names import LINEAR, MLP, OF_FEATURES, OURS, PRETRAINED, RANDOM, SMALL_CNN
 
-SMALL_CNN, LINEAR, MLP = "small_cnn", "linear", "mlp"
-OF_FEATURES = (LINEAR, MLP)
-OURS = (SMALL_CNN, *OF_FEATURES)
-PRETRAINED, RANDOM = "pretrained", "random"
 _FETCH = "run this once where there is a network"
 _WIDTHS = (16, 32, 64, 64)
 _GROUPS = 8
@@ -99,11 +95,25 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
-    def measure(self, features: Tensor) -> None:
-        """Take the statistics of (n, d) features; a constant one is left at its deviation of 1."""
-        features = features.double()
-        deviation = features.std(0, correction=0)
-        self.mean.copy_(features.mean(0))
+    def measure(self, parts: Iterable[Tensor]) -> None:
+        """Take the statistics of features that come in parts, each (n, d), in one pass.
+
+        Means and squares are merged as Chan, Golub and LeVeque (1979) do. A constant feature is
+        left at its deviation of 1.
+        """
+        count, mean = 0, torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        for part in parts:
+            values, new = part.double(), len(part)
+            if not new:
+                continue
+            away = values.mean(0) - mean
+            total = count + new
+            squares += values.var(0, correction=0) * new + away.square() * (count * new / total)
+            mean += away * (new / total)
+            count = total
+        deviation = (squares / max(1, count)).sqrt()
+        self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 1e-12, 1 / deviation, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -277,8 +287,3 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
     named = config.get("classifier", ()) if config else ("head",)
     names = (named,) if isinstance(named, str) else tuple(named or ())
     return tuple(f"{name}." for name in names)
-
-
-def weights_path(weights: str) -> Path | None:
-    """Give the path that ``train.weights`` names, if it does."""
-    return None if weights in ("auto", PRETRAINED, RANDOM) else Path(weights)

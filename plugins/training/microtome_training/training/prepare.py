@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import hashlib
+import json
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from microtome.errors import ConfigError, TaskError
 from microtome.plugin.specs import Transform
 from microtome.plugin.specs.base import RUNTIME
 from microtome.plugin.weights.files import file_digest
 from microtome.store.identity import Identity, make_identity
-from microtome_training.classifier import FEATURES, PIXELS, Description, Takes
-from microtome_training.options.train import AugmentWhich, Source, TrainConfig
-from microtome_training.patchsource import FoundPatches, find_patches
-from microtome_training.splits import split_slides
-from microtome_training.tiles import Tiles, read_tiles, root
-from microtome_training.training.augment import Augmentation, generator
-from microtome_training.training.data import PixelSource, TileSource, encoder_of, read_features
-from microtome_training.training.models import (
+from microtome_training.names import (
+    FEATURES,
     LINEAR,
     OF_FEATURES,
     OURS,
+    PIXELS,
     PRETRAINED,
     RANDOM,
-    Architecture,
-    Standardise,
-    find_needs,
-    find_weights,
-    load_weights,
-    weights_path,
+    TRAIN,
 )
+from microtome_training.options.checks import check_heatmap, check_measures
+from microtome_training.options.train import AugmentWhich, Source, TrainConfig
+from microtome_training.reading import rows_by_slide
+from microtome_training.tiles import Tiles
+from microtome_training.training.augment import Augmentation
+from microtome_training.training.cohort import Cohort, find_source
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from microtome.run.job import TaskJob
+    from microtome_training.classifier import Description
+    from microtome_training.training.data import TileSource
 
 VERSION = 1
 """Raised when a training with equal options gives another model."""
@@ -50,42 +48,10 @@ _RESOLVED = (*_LATER, "split", "sample", "source", "model", "weights")
 """Options that an identity has by what they came to."""
 
 _DEFAULT_MODEL = "resnet50"
-TRAIN, VAL, TEST = "train", "val", "test"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Cohort:
-    """The tiles of a training.
-
-    Attributes:
-        tiles: All that are labelled, and that are in the patch store if they are read from one.
-        splits: By slide id.
-        labels: (n,) int64, those that are learned: permuted where that is asked for.
-        source: Where pixels or features are from.
-        patches: The patch store, if that is where.
-        encoder: What made the features, if that is where.
-    """
-
-    tiles: Tiles
-    splits: Mapping[str, str]
-    labels: NDArray[np.int64]
-    source: Source
-    patches: FoundPatches | None = None
-    encoder: Mapping[str, Any] = field(default_factory=dict)
-
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Give the tiles of a split, in the order of their keys' slides and places."""
-        slides = [name for name, each in self.splits.items() if each == split]
-        return np.nonzero(self.tiles.of_slides(slides))[0]
-
-    def counts(self, split: str) -> NDArray[np.int64]:
-        """Count the tiles of each class in a split: (C,)."""
-        labels = self.labels[self.rows(split)]
-        return np.bincount(labels, minlength=len(self.tiles.classes)).astype(np.int64)
 
 
 def check_options(config: TrainConfig) -> None:
-    """Refuse options that make no sense.
+    """Refuse options that make no sense, also those of what comes after the training.
 
     Raises:
         ConfigError: Saying which.
@@ -103,6 +69,11 @@ def check_options(config: TrainConfig) -> None:
         raise ConfigError(f"train.dropout={config.dropout:g} must be 0 or more and below 1.")
     if config.focal.gamma < 0 or config.ohem.ratio < 0 or config.ohem.floor < 1:
         raise ConfigError("train.focal.gamma and .ohem.ratio must be 0 or more, .ohem.floor 1.")
+    if config.model in OURS and config.weights == PRETRAINED:
+        raise ConfigError(
+            f"Of {config.model} there are no pretrained weights: leave train.weights out, or give "
+            "the path of a file."
+        )
     if config.batch_size < config.devices:
         raise ConfigError("train.batch_size is shared by train.devices: give each a tile.")
     source = find_source(config)
@@ -113,25 +84,8 @@ def check_options(config: TrainConfig) -> None:
             "stored features (train.features=NAME) with linear or mlp, and none with others."
         )
     Augmentation(config.augment, config.seed)
-
-
-def find_source(config: TrainConfig) -> Source:
-    """Say where a training reads its tiles.
-
-    Raises:
-        ConfigError: If that is contradictory.
-    """
-    asked = {Source.features: bool(config.features), Source.patches: bool(config.patches_folder)}
-    if config.source is Source.auto:
-        if all(asked.values()):
-            raise ConfigError("train.features and train.patches_folder: leave one of them out.")
-        return next((source for source, is_asked in asked.items() if is_asked), Source.pixels)
-    for source, is_asked in asked.items():
-        if is_asked and config.source is not source:
-            raise ConfigError(f"train.source={config.source.value} has no use for {source.value}.")
-    if config.source is Source.features and not config.features:
-        raise ConfigError("train.source=features needs their name: train.features=NAME.")
-    return config.source
+    check_measures(config.evaluate)
+    check_heatmap(config.heatmap)
 
 
 def model_of(config: TrainConfig) -> str:
@@ -141,35 +95,6 @@ def model_of(config: TrainConfig) -> str:
     return LINEAR if find_source(config) is Source.features else _DEFAULT_MODEL
 
 
-def gather(job: TaskJob, config: TrainConfig) -> Cohort:
-    """Read the tiles of a training, without pixels or features, and split them.
-
-    Raises:
-        TaskError: If they cannot be trained on; says why.
-    """
-    tiles = read_tiles(job, sample=config.sample)
-    tiles = tiles.take(tiles.label >= 0)
-    if len(tiles.classes) < 2:
-        raise TaskError(
-            f"All tiles are {' '.join(tiles.classes)}: label them with another class, "
-            "labels.classes.NAME=[GROUP]."
-        )
-    source, patches, encoder = find_source(config), None, {}
-    if source is Source.patches:
-        folder = Path(config.patches_folder) if config.patches_folder else root(job)
-        patches = find_patches(tiles, folder, job.registry)
-        tiles = tiles.take(patches.has)
-    if source is Source.features:
-        encoder = encoder_of(tiles, config.features, job.registry)
-    splits = dict(split_slides(tiles, config.split))
-    labels = tiles.label.astype(np.int64)
-    if config.shuffle_labels:
-        labels = generator("labels", config.seed).permutation(labels)
-    return Cohort(
-        tiles=tiles, splits=splits, labels=labels, source=source, patches=patches, encoder=encoder
-    )
-
-
 def identify(cohort: Cohort, config: TrainConfig) -> Identity:
     """Identify a training: its options, its tiles with their labels, its split.
 
@@ -177,7 +102,6 @@ def identify(cohort: Cohort, config: TrainConfig) -> Identity:
         TaskError: If weights that it begins with are not there.
     """
     tiles = cohort.tiles
-    taken = list(zip(tiles.keys(), tiles.label.tolist(), strict=True))
     chosen = {
         "version": VERSION,
         "train": describe(config, leave=_RESOLVED),
@@ -185,12 +109,24 @@ def identify(cohort: Cohort, config: TrainConfig) -> Identity:
         "weights": _name_weights(config),
         "source": cohort.source.value,
         "classes": list(tiles.classes),
-        "tiles": make_identity("tiles", {"tiles": taken}).digest,
+        "tiles": _digest(tiles),
         "coords": {s.slide_id: s.identity for s in _used(tiles)},
         "split": dict(sorted(cohort.splits.items())),
         "encoder": dict(cohort.encoder),
+        "patches": {} if cohort.patches is None else cohort.patches.identities(),
     }
     return make_identity("training", chosen)
+
+
+def _digest(tiles: Tiles) -> str:
+    """Hash which tiles there are, and their labels."""
+    digest = hashlib.sha256()
+    for slide, rows in zip(tiles.slides, rows_by_slide(tiles), strict=True):
+        if len(rows):
+            digest.update(json.dumps([slide.slide_id, len(rows)]).encode())
+            digest.update(tiles.coords[rows].astype("<i4").tobytes())
+            digest.update(tiles.label[rows].astype("<i2").tobytes())
+    return digest.hexdigest()
 
 
 def describe(config: Any, *, leave: tuple[str, ...] = _LATER) -> dict[str, Any]:
@@ -210,7 +146,7 @@ def describe(config: Any, *, leave: tuple[str, ...] = _LATER) -> dict[str, Any]:
 
 def _name_weights(config: TrainConfig) -> str:
     """Name the weights that a training begins with: a file by its content."""
-    path = weights_path(config.weights)
+    path = _weights_path(config.weights)
     if path is None:
         ours = model_of(config) in OURS and config.weights == "auto"
         return RANDOM if ours or config.weights == RANDOM else PRETRAINED
@@ -219,6 +155,11 @@ def _name_weights(config: TrainConfig) -> str:
             f"train.weights={path} names no file. Say pretrained, random or the path of a file."
         )
     return file_digest(path.expanduser())
+
+
+def _weights_path(weights: str) -> Path | None:
+    """Give the path that ``train.weights`` names, if it does."""
+    return None if weights in ("auto", PRETRAINED, RANDOM) else Path(weights)
 
 
 def _used(tiles: Tiles) -> list[Any]:
@@ -232,6 +173,9 @@ def describe_classifier(cohort: Cohort, config: TrainConfig, identity: Identity)
         ConfigError: If there is no such network.
         TaskError: If the features differ.
     """
+    from microtome_training.classifier import Description, Takes
+    from microtome_training.training.models import Architecture, find_needs
+
     tiles, model = cohort.tiles, model_of(config)
     geometry = tiles.slides[int(tiles.slide[0])].geometry
     mpps = [slide.mpp for slide in _used(tiles) if slide.mpp is not None]
@@ -240,6 +184,7 @@ def describe_classifier(cohort: Cohort, config: TrainConfig, identity: Identity)
         size=geometry.size,
         mpp=float(np.median(mpps)) if mpps else None,
         magnification=geometry.target_magnification,
+        level=geometry.target_level,
     )
     architecture = Architecture(
         model=model, classes=len(tiles.classes), hidden=config.hidden, dropout=config.dropout
@@ -271,16 +216,18 @@ def open_source(
         TaskError: If features are missing or differ.
         MicrotomeError: If something cannot be opened.
     """
+    from microtome_training.training.data import PixelSource
+    from microtome_training.training.features import FeatureSource
+
     tiles, takes = cohort.tiles, description.takes
     if cohort.source is Source.features:
-        held = read_features(tiles, takes.features, job.registry)
-        dim = held.held.shape[1]
+        source = FeatureSource(tiles, takes.features, job.registry)
         described = replace(
             description,
-            takes=replace(takes, dim=dim),
-            architecture=replace(description.architecture, dim=dim),
+            takes=replace(takes, dim=source.dim),
+            architecture=replace(description.architecture, dim=source.dim),
         )
-        return held, described
+        return source, described
     transform = takes.transform or Transform(resize=None, crop=None)
     if cohort.patches is not None:
         return cohort.patches.source(transform, takes.size), description
@@ -289,12 +236,21 @@ def open_source(
 
 def make_network(
     cohort: Cohort, config: TrainConfig, description: Description, source: TileSource
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, str]]:
     """Make the network as it begins: by the seed, and by the weights that were asked for.
+
+    Returns:
+        The network, and which weights these are: source, file, commit and SHA-256; empty for
+        random ones.
 
     Raises:
         WeightsError: If they cannot be had or do not fit.
     """
+    import torch
+
+    from microtome_training.training.data import read_ahead
+    from microtome_training.training.models import Standardise, find_weights, load_weights
+
     architecture = description.architecture
     file = find_weights(architecture.model, config.weights)
     with torch.random.fork_rng(devices=[]):
@@ -302,12 +258,13 @@ def make_network(
         if file is None:
             network = architecture.build()
         else:
-            published = weights_path(config.weights) is None
+            published = _weights_path(config.weights) is None
             network = load_weights(architecture, file, published=published)
     standardise = next((m for m in network.modules() if isinstance(m, Standardise)), None)
     if standardise is not None:
-        standardise.measure(torch.from_numpy(source.read(cohort.rows(TRAIN))))
-    return network
+        parts = read_ahead(source, cohort.rows(TRAIN), threads=1)
+        standardise.measure(torch.from_numpy(given) for _, given in parts)
+    return network, {} if file is None else file.facts
 
 
 def make_augmentation(cohort: Cohort, config: TrainConfig) -> Augmentation | None:
@@ -315,13 +272,3 @@ def make_augmentation(cohort: Cohort, config: TrainConfig) -> Augmentation | Non
     if cohort.source is Source.features or config.augment.which is AugmentWhich.none:
         return None
     return Augmentation(config.augment, config.seed)
-
-
-def summarise(cohort: Cohort) -> dict[str, dict[str, int]]:
-    """Count the tiles of each split by class."""
-    classes = cohort.tiles.classes
-    return {
-        split: dict(zip(classes, cohort.counts(split).tolist(), strict=True))
-        for split in (TRAIN, VAL, TEST)
-        if split in cohort.splits.values()
-    }

@@ -4,57 +4,51 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from lightning_fabric import Fabric
 
-from microtome.errors import ConfigError, IdentityError, MicrotomeError, TaskError
+from microtome.errors import ConfigError
 from microtome.run.job import TaskOutcome
 from microtome.run.planning.budget import cpu_budget
-from microtome.run.progress import LineReporter, Reporter, SilentReporter, duration
-from microtome.store.atomic import sweep, write_bytes, write_json
-from microtome.store.identity import Identity, difference
+from microtome.run.progress import duration
+from microtome.store.atomic import write_bytes, write_json
+from microtome.store.identity import Identity, difference, make_identity
 from microtome_training.devices import find_device, find_precision
+from microtome_training.names import BEST, CHECKPOINTS, TEST, TRAIN, VAL
 from microtome_training.options.train import TrainConfig
+from microtome_training.reading import rows_by_slide
 from microtome_training.tiles import TRAINING, root
-from microtome_training.training.checkpoints import BEST, Checkpoints, EpochResult, History
-from microtome_training.training.data import TileSource, fits, hold
-from microtome_training.training.ending import finish
-from microtome_training.training.loop import Fit, fit
+from microtome_training.training.claiming import (
+    RESULT,
+    begin,
+    clear,
+    find_finished,
+    hold_folder,
+)
+from microtome_training.training.cohort import Cohort, find_source, gather, summarise
 from microtome_training.training.prepare import (
-    TEST,
-    TRAIN,
-    VAL,
-    Cohort,
     check_options,
     describe_classifier,
-    find_source,
-    gather,
     identify,
     make_augmentation,
     make_network,
     model_of,
     open_source,
-    summarise,
 )
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
+    from microtome_training.training.checkpoints import History
+    from microtome_training.training.data import TileSource
 
-IDENTITY_FILE, RESULT, SPLIT = "identity.json", "result.json", "split.csv"
-_PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+SPLIT = "split.csv"
 _MOST_WORKERS, _NAME_LENGTH = 4, 120
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -79,24 +73,57 @@ class TrainTask:
         Raises:
             MicrotomeError: If it cannot be done.
         """
-        config = self._config
+        config, asked = self._config, job.config
+        if config.devices > 1 and ":" in asked.device:
+            raise ConfigError(
+                f"device={asked.device} is one device, and train.devices={config.devices} wants "
+                f"more: say device={asked.device.partition(':')[0]}."
+            )
         cohort = gather(job, config)
         identity = identify(cohort, config)
-        folder = root(job) / TRAINING / name_training(config, job.config.label)
-        if done := _claim(folder, identity, force=job.config.force):
+        folder = root(job) / TRAINING / name_training(config, asked.label)
+        with job.reporter, hold_folder(folder, asked.claims, job.reporter):
+            if asked.force:
+                clear(folder)
+            done = find_finished(folder, _any_precision(identity, asked.precision))
+            if done is not None:
+                return self._again(job, cohort, folder, done)
+            precision = find_precision(asked.precision, find_device(asked.device))
+            identity = _with_precision(identity, precision)
+            begin(folder, identity)
+            return self._whole(job, cohort, folder, identity)
+
+    def _again(
+        self, job: TaskJob, cohort: Cohort, folder: Path, done: Mapping[str, Any]
+    ) -> TaskOutcome:
+        """Tell of a training that is finished; measure and draw again if that is to differ."""
+        before = done.get("ending", {})
+        now = {**before, **_ending(self._config)}
+        if before == now:
             return _tell({**done, "state": "reused"}, folder)
-        began = time.monotonic()
-        sweep(folder)
+        from microtome_training.training.ending import finish
+
+        job.reporter.start(1)
+        job.reporter.note(f"{folder.name} is measured again: {difference(before, now)}")
+        measured = finish(job, self._config, cohort, folder, identity=done["identity"])
+        record = {**done, "ending": now, **measured}
+        write_json(folder / RESULT, record)
+        return _tell({**record, "state": "measured again"}, folder)
+
+    def _whole(self, job: TaskJob, cohort: Cohort, folder: Path, identity: Identity) -> TaskOutcome:
+        """Train, or go on, and finish."""
+        from microtome_training.training.ending import finish  # torch, when nothing is wrong
+
+        config, began = self._config, time.monotonic()
         _write_split(folder / SPLIT, cohort)
-        with job.reporter as reporter:
-            reporter.start(1)
-            for note in _notes(cohort):
-                reporter.note(note)
-            history, resumed, source = _train(job, config, cohort, identity, folder)
-            measured = finish(job, config, cohort, folder, source=source)
+        job.reporter.start(1)
+        for note in _notes(cohort):
+            job.reporter.note(note)
+        history, resumed, source = _train(job, config, cohort, identity, folder)
+        measured = finish(job, config, cohort, folder, identity=identity.digest, source=source)
         record = {
             "identity": identity.digest,
-            "folder": str(folder),
+            "ending": _ending(config),
             "model": model_of(config),
             "source": find_source(config).value,
             "tiles": summarise(cohort),
@@ -134,36 +161,28 @@ def name_training(config: TrainConfig, label: str) -> str:
     return name
 
 
-def _claim(folder: Path, identity: Identity, *, force: bool) -> dict[str, Any] | None:
-    """Take a training's folder; give what came of it if it was finished already.
-
-    Raises:
-        IdentityError: If another training is there, unless ``force``.
-        TaskError: If what is there cannot be read.
-    """
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    path = folder / IDENTITY_FILE
-    if path.exists():
-        found = _read(path)
-        if found.get("identity") != identity.digest:
-            told = difference(found.get("fields", {}), identity.fields)
-            raise IdentityError(
-                f"{folder} is another training: {told}. Give this one a name, train.name=, or "
-                "replace that one with force=true."
-            )
-        result = folder / RESULT
-        return _read(result) if result.exists() else None
-    write_json(path, {"identity": identity.digest, "fields": dict(identity.fields)})
-    return None
+def _with_precision(identity: Identity, precision: str) -> Identity:
+    """Let an identity say in what is computed, unless that is fp32."""
+    if precision == "fp32":
+        return identity
+    return make_identity("training", {**identity.fields, "precision": precision})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} cannot be read: use force=true to train again.") from error
-    return dict(found)
+def _any_precision(identity: Identity, asked: str) -> list[Identity]:
+    """Give the identities that a finished training may have; whoever asks for auto takes any."""
+    precisions = ("fp32", "bf16", "fp16") if asked == "auto" else (asked,)
+    return [_with_precision(identity, each) for each in precisions]
+
+
+def _ending(config: TrainConfig) -> dict[str, Any]:
+    """Give all that says how a training is measured and drawn, as plain values."""
+    parts = {"evaluate": asdict(config.evaluate)}
+    if config.heatmaps:
+        parts["heatmap"] = asdict(config.heatmap)
+    return {
+        name: {key: each.value if isinstance(each, Enum) else each for key, each in part.items()}
+        for name, part in parts.items()
+    }
 
 
 def _train(
@@ -174,7 +193,12 @@ def _train(
     Returns:
         All epochs, how many there were before, and what gives the tiles if that was opened.
     """
-    saved = Checkpoints(folder).load()
+    from microtome_training.training.checkpoints import Checkpoints, History
+    from microtome_training.training.data import Keys, fits, hold
+    from microtome_training.training.launching import launch, use_threads
+    from microtome_training.training.loop import Fit
+
+    saved = Checkpoints(folder, identity=identity.digest).load()
     before: History = saved["history"] if saved else History()
     if before.over(config.max_epochs, config.patience):
         return before, len(before.epochs), None
@@ -182,7 +206,12 @@ def _train(
         job.reporter.note(f"{folder.name} goes on after epoch {len(before.epochs)}")
     description = describe_classifier(cohort, config, identity)
     source, description = open_source(cohort, description, job)
-    network = make_network(cohort, config, description, source)
+    if saved:  # which has all weights: those that it began with need not be here any more
+        network, weights = description.architecture.build(), saved["weights"]
+    else:
+        network, weights = make_network(cohort, config, description, source)
+    provenance = {**description.provenance, "weights": weights}
+    description = replace(description, provenance=provenance)
     count, threads = len(cohort.tiles), cpu_budget(job.config.threads)
     if fits(source, count, config.memory_gb):
         job.reporter.stage(folder.name, "read tiles", count)
@@ -193,69 +222,11 @@ def _train(
         workers = min(_MOST_WORKERS, max(0, threads - 1))
     what = Fit(
         folder=folder, config=config, description=description, network=network, source=source,
-        labels=cohort.labels, keys=cohort.tiles.keys(), train=cohort.rows(TRAIN),
+        labels=cohort.labels, keys=Keys(cohort.tiles), train=cohort.rows(TRAIN),
         val=cohort.rows(VAL), augmentation=make_augmentation(cohort, config), workers=workers,
     )  # fmt: skip
-    with _threads(job.config.torch_threads or threads):
+    with use_threads(job.config.torch_threads or threads):
         return launch(what, job), len(before.epochs), source
-
-
-def launch(what: Fit, job: TaskJob) -> History:
-    """Train on the devices of a run, in this process or in one for each device.
-
-    Raises:
-        ConfigError: If a device or precision is not there.
-        TaskError: If a process failed.
-    """
-    device, config = find_device(job.config.device), what.config
-    kind, _, index = device.partition(":")
-    devices: Any = [int(index)] if index and config.devices == 1 else config.devices
-    precision: Any = _PRECISIONS[find_precision(job.config.precision, device)]
-    fabric = Fabric(
-        accelerator="gpu" if kind == "cuda" else kind,
-        devices=devices,
-        strategy="auto" if config.devices == 1 else "ddp_spawn",
-        precision=precision,
-    )
-    if config.devices == 1:
-        history: History = fabric.launch(partial(fit, what=what, reporter=job.reporter))
-        return history
-    return _spawn(fabric, what)
-
-
-def _spawn(fabric: Fabric, what: Fit) -> History:
-    from torch.multiprocessing.spawn import ProcessException
-
-    each = max(1, torch.get_num_threads() // what.config.devices)
-    try:
-        found, error = fabric.launch(partial(_in_process, what=what, threads=each))
-    except ProcessException as lost:
-        last = str(lost).strip().splitlines()[-1].rstrip(".")
-        raise TaskError(f"A process of the training failed: {last}.") from lost
-    if error:
-        raise TaskError(error)
-    return History(tuple(EpochResult(**each) for each in found))
-
-
-def _in_process(fabric: Fabric, *, what: Fit, threads: int) -> tuple[list[dict[str, Any]], str]:
-    """Train in one of several processes; what all of them refuse is given back as a sentence."""
-    torch.set_num_threads(threads)
-    reporter: Reporter = LineReporter(sys.stderr) if fabric.is_global_zero else SilentReporter()
-    try:
-        return [asdict(each) for each in fit(fabric, what, reporter).epochs], ""
-    except TaskError as error:
-        return [], MicrotomeError.__str__(error)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use some threads, and then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_split(path: Path, cohort: Cohort) -> None:
@@ -264,10 +235,9 @@ def _write_split(path: Path, cohort: Cohort) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["slide_id", "patient_id", "split", *tiles.classes])
-    for number, slide in enumerate(tiles.slides):
+    for slide, mine in zip(tiles.slides, rows_by_slide(tiles), strict=True):
         if slide.slide_id in cohort.splits:
-            labels = cohort.labels[tiles.slide == number]
-            counts = np.bincount(labels, minlength=len(tiles.classes)).tolist()
+            counts = np.bincount(cohort.labels[mine], minlength=len(tiles.classes)).tolist()
             row = [slide.slide_id, slide.patient_id, cohort.splits[slide.slide_id], *counts]
             writer.writerow(row)
     write_bytes(path, out.getvalue().encode("utf-8", "surrogateescape"))
@@ -275,10 +245,16 @@ def _write_split(path: Path, cohort: Cohort) -> None:
 
 def _notes(cohort: Cohort) -> Iterator[str]:
     """Say what is learned from, and what one may not expect."""
+    yield from cohort.notes
     for split, counts in summarise(cohort).items():
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         slides = sum(each == split for each in cohort.splits.values())
         yield f"{split}: {slides} slides, {told}"
+    if not any(slide.patient_id for slide in cohort.tiles.slides):
+        yield (
+            "no patient is known, so slides are split: a manifest with patient_id says whose they "
+            "are"
+        )
     val = cohort.counts(VAL)
     if not val.sum():
         yield "no slide validates: the last epochs are judged by the training's own loss"
@@ -290,12 +266,15 @@ def _notes(cohort: Cohort) -> Iterator[str]:
 
 def _tell(record: Mapping[str, Any], folder: Path) -> TaskOutcome:
     """Sum a training up."""
-    state = "already trained" if record.get("state") == "reused" else "trained"
+    known = {"reused": "already trained", "measured again": "already trained, measured again"}
+    state = known.get(record.get("state", ""), "trained")
     lines = [
         f"{folder}: {state}, {record['model']} on {record['source']}, best epoch "
         f"{record['best_epoch']} of {record['epochs']} ({record['stopped']}), in "
         f"{duration(record['seconds'])}",
-        f"model: {folder / 'checkpoints' / BEST}",
+        f"model: {folder / CHECKPOINTS / BEST}",
         *record.get("lines", ()),
     ]
-    return TaskOutcome(lines=tuple(lines), record=dict(record))
+    if measured := record.get("evaluation"):
+        lines.append(f"Page: {folder / measured['page']}")
+    return TaskOutcome(lines=tuple(lines), record={**record, "folder": str(folder)})
