@@ -145,6 +145,16 @@ def test_killed_while_it_writes_an_epoch_it_ends_the_same(tmp_path, monkeypatch,
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_library_that_switched_gradients_off_is_no_matter(tmp_path):
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        assert len(run(make_fit(tmp_path / "here")).epochs) > 0
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(before)
+
+
 def test_a_training_that_is_over_takes_no_step(tmp_path, monkeypatch):
     whole = run(make_fit(tmp_path))
     monkeypatch.setattr(loop._Loop, "_step", None)

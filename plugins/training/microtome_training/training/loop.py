@@ -99,7 +99,8 @@ def fit(fabric: Fabric, what: Fit, reporter: Reporter) -> History:
         TaskError: If the loss is not finite.
         StoreError: If a checkpoint cannot be written.
     """
-    with _kernels(what.config.deterministic):
+    # Whatever else is in the process: libraries switch gradients off for good.
+    with torch.enable_grad(), _kernels(what.config.deterministic):
         return _Loop(fabric, what, reporter).run()
 
 
