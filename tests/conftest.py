@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def _digests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("microtome.plugin.weights.files.digests_folder", lambda: folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _modes():
+    """Fail a test that leaves torch in inference mode, or gradients off, for those after it."""
+    before = _torch_modes()
+    yield
+    assert _torch_modes() == before
+
+
+def _torch_modes() -> dict[str, bool]:
+    if "torch" not in sys.modules:
+        return {"inference mode": False, "gradients": True}
+    torch = sys.modules["torch"]
+    return {
+        "inference mode": torch.is_inference_mode_enabled(),
+        "gradients": torch.is_grad_enabled(),
+    }
 
 
 @pytest.fixture

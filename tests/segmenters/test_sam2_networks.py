@@ -6,7 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -275,14 +277,27 @@ def test_half_precision_is_autocast(small):
 def test_tf32_is_off_while_a_network_computes(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     network = Resident(lambda: torch.nn.Linear(4, 4), NetworkConfig(device="cpu"))
-    first, second = network.at_work(), network.at_work()
-    # As two threads: the first to come is the first to go.
-    for enter in (first, second):
-        enter.__enter__()
-        assert not torch.backends.cudnn.allow_tf32
-    first.__exit__(None, None, None)
-    assert not torch.backends.cudnn.allow_tf32
-    second.__exit__(None, None, None)
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+    seen = {}
+
+    def first() -> None:
+        with network.at_work():
+            first_in.set()
+            assert second_in.wait(30)
+        seen["one left"] = torch.backends.cudnn.allow_tf32
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(30)
+        with network.at_work():
+            seen["both"] = torch.backends.cudnn.allow_tf32
+            second_in.set()
+            assert first_out.wait(30)
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(first), threads.submit(second)]:
+            done.result()
+    assert seen == {"both": False, "one left": False}
     assert torch.backends.cudnn.allow_tf32
 
 

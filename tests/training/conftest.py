@@ -53,12 +53,3 @@ def make_job():
         return TaskJob(config=config, registry=get_registry(), reporter=SilentReporter())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def gradients():
-    """Undo what other tests' libraries left behind: inference mode outlives some of them."""
-    import torch
-
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -100,7 +100,7 @@ def fit(fabric: Fabric, what: Fit, reporter: Reporter) -> History:
         StoreError: If a checkpoint cannot be written.
     """
     # Whatever else is in the process: libraries switch gradients off for good.
-    with torch.inference_mode(False), torch.enable_grad(), _kernels(what.config.deterministic):
+    with torch.enable_grad(), _kernels(what.config.deterministic):
         return _Loop(fabric, what, reporter).run()
 
 
