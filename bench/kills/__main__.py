@@ -7,12 +7,21 @@ import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+from bench.kills import cohort
 from bench.kills.launch import Nursery
-from bench.kills.rounds import Arena, Plan, Tally, fight
+from bench.kills.rounds import Plan, Ring, Tally, fight
+from bench.kills.slides import Arena
+
+RINGS: Mapping[str, tuple[Callable[[Path, Nursery], Ring], Sequence[str]]] = {
+    "slides": (Arena, ()),
+    "labels": (cohort.Cohort, cohort.IMPORTS),
+}
+"""What can be killed: runs over slides, or what is done with labels; and what that imports."""
 
 
 def main() -> int:
@@ -27,6 +36,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="no new round after these")
     parser.add_argument("--lanes", type=int, default=2, help="rounds at a time")
     parser.add_argument("--local", type=float, default=0.25, help="share of rounds with workers")
+    parser.add_argument("--of", choices=RINGS, default="slides", help="what is killed")
     parser.add_argument("--round", type=int, help="only this round, for a closer look")
     parser.add_argument("--folder", type=Path, help="where; a temporary folder by default")
     arguments = parser.parse_args()
@@ -41,19 +51,20 @@ def main() -> int:
 def fight_on(folder: Path, arguments: argparse.Namespace) -> Tally:
     """Fight round after round, several at a time."""
     tally, lock = Tally(), Lock()
+    make, imports = RINGS[arguments.of]
+    with Nursery(folder / "first", imports) as nursery:
+        arena = make(folder / "arena", nursery)
     deadline = time.monotonic() + 60 * arguments.minutes
-    with Nursery(folder / "first") as nursery:
-        arena = Arena(folder / "arena", nursery)
     rounds = itertools.count() if arguments.round is None else iter([arguments.round])
 
     def lane(number: int) -> None:
-        with Nursery(folder / f"lane-{number}") as nursery:
+        with Nursery(folder / f"lane-{number}", imports) as nursery:
             while tally.kills.total() < arguments.kills and time.monotonic() < deadline:
                 with lock:
                     current = next(rounds, None)
                 if current is None:
                     return
-                plan = Plan.draw(arguments.seed, current, local=arguments.local)
+                plan = Plan.draw(arena.repertoire, arguments.seed, current, local=arguments.local)
                 fight(arena, nursery, plan, current, tally)
                 if current and current % 100 == 0:
                     print(f"round {current}: {tally.kills.total()} kills", flush=True)

@@ -27,6 +27,9 @@ BY_TILE = (*OF_ALL, "features")
 OF_A_RUN = ("creation_date", "reader", "attributes_sha256")
 """Attributes that tell of the run, not of its result: another reader may be tried after a death."""
 
+_ABSENT = ("images/", "imagefolder/")
+"""Of which a slide's output may be missing while it is replaced."""
+
 FINISHED = ("done", "reused", "empty")
 
 _PRIVATE = re.compile(r"\..*\.([0-9a-f]{8}-\d+-[0-9a-f]{8}|aside)\.tmp", re.DOTALL)
@@ -104,6 +107,8 @@ def _read(group: Any, nodes: Mapping[str, Any]) -> Stored:
     identities = {"": str(group.attrs["identity"])}
     sets = {k: v for k, v in nodes.items() if k.partition("/")[0] not in OF_ALL}
     identities |= {k: str(v.attrs["identity"]) for k, v in sets.items()}
+    if "labels_identity" in group.attrs:
+        identities["columns/label"] = str(group.attrs["labels_identity"])
     return Stored({name: np.asarray(node[...]) for name, node in nodes.items()}, identities)
 
 
@@ -119,7 +124,7 @@ def check(output: Path, truth: Truth, *, forced: bool = False) -> Verdict:
     verdict = Verdict()
     for path in _final(output):
         verdict.files += 1
-        with _told(verdict, path):
+        with told(verdict, path):
             verdict.faults += _look(path, output, truth, forced)
     return verdict
 
@@ -134,7 +139,7 @@ def check_complete(output: Path, truth: Truth) -> Verdict:
     verdict = check(output, truth)
     for name in truth.stored:
         path = output / name
-        with _told(verdict, path):
+        with told(verdict, path):
             held = read_store(path).arrays.keys()
             if held != truth.stored[name].arrays.keys():
                 verdict.faults.append(f"{path} holds {sorted(held)}")
@@ -142,7 +147,7 @@ def check_complete(output: Path, truth: Truth) -> Verdict:
     verdict.faults += [f"{path} is missing" for path in missing]
     for slide in truth.slides:
         path = output / "status" / f"{slide}.json"
-        with _told(verdict, path):
+        with told(verdict, path):
             record = json.loads(path.read_text())
             if record["state"] not in FINISHED:
                 verdict.faults.append(f"{path} says {record['state']}: {record['error']}")
@@ -153,7 +158,7 @@ def check_complete(output: Path, truth: Truth) -> Verdict:
 def leftovers(output: Path) -> list[Path]:
     """List what a run that ended well must have removed: private names and claims.
 
-    The folder of a killed run is left as it is, with the record that it had begun to write.
+    What a killed run began to write in its own folder is left to the next run that starts.
     """
     claims = {p for p in output.rglob("*") if ".claims" in p.parts and p.is_file()}
     private = {p for p in output.rglob("*.tmp") if _PRIVATE.fullmatch(p.name)}
@@ -161,10 +166,15 @@ def leftovers(output: Path) -> list[Path]:
     return sorted(path for path in left if path.relative_to(output).parts[0] != "runs")
 
 
+def is_private(path: Path) -> bool:
+    """Whether a name is of one process alone, or of claims."""
+    return path.name == ".claims" or _PRIVATE.fullmatch(path.name) is not None
+
+
 def _final(output: Path) -> Iterator[Path]:
     """Give everything under a final name: files, and folders that are published whole."""
     for path in sorted(output.iterdir()) if output.is_dir() else ():
-        if path.name == ".claims" or _PRIVATE.fullmatch(path.name):
+        if is_private(path):
             continue
         if path.is_dir() and path.suffix != ".zarr" and path.parent.name != "images":
             yield from _final(path)
@@ -180,8 +190,8 @@ def _look(path: Path, output: Path, truth: Truth, forced: bool) -> list[str]:
         "images": lambda: _images(path, output, truth),
         "tissue": lambda: _picture(path, output, truth),
         "visualization": lambda: _picture(path, output, truth),
-        "status": lambda: _status(path, output, forced),
-        "runs": lambda: _record(path),
+        "status": lambda: look_at_status(path, output, forced),
+        "runs": lambda: look_at_record(path),
     }
     return looks[kind]() if kind in looks else [f"{path} is no output"]
 
@@ -229,19 +239,20 @@ def _values(data: bytes) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in OF_A_RUN}
 
 
-def _status(path: Path, output: Path, forced: bool) -> list[str]:
+def look_at_status(path: Path, output: Path, forced: bool, *, finished: bool = False) -> list[str]:
+    """See that a slide's status tells the truth, and maybe that the slide is finished."""
     record = json.loads(path.read_text())
     if record["slide_id"] != path.stem:
         return [f"{path} is of {record['slide_id']}"]
     if record["state"] not in FINISHED:
-        return []
+        return [f"{path} says {record['state']}: {record['error']}"] if finished else []
     missing = [name for name in record["outputs"].values() if not (output / name).exists()]
     if forced:  # moved aside, its successor not there yet
-        missing = [n for n in missing if not (n.endswith(".zarr") or n.startswith("images/"))]
+        missing = [n for n in missing if not (n.endswith(".zarr") or n.startswith(_ABSENT))]
     return [f"{path} says {record['state']}, but {name} is missing" for name in missing]
 
 
-def _record(path: Path) -> list[str]:
+def look_at_record(path: Path) -> list[str]:
     """Parse the records of a run; Hydra's own files are Hydra's."""
     if path.suffix == ".json":
         json.loads(path.read_text())
@@ -249,7 +260,7 @@ def _record(path: Path) -> list[str]:
 
 
 @contextmanager
-def _told(verdict: Verdict, path: Path) -> Iterator[None]:
+def told(verdict: Verdict, path: Path) -> Iterator[None]:
     """Turn whatever a library raises at a damaged file into a fault."""
     try:
         yield

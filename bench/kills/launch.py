@@ -42,6 +42,15 @@ _IMPORTS = (
     "cv2",
 )
 
+_WITHOUT_THREADS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+"""Variables that keep libraries from starting threads when they are imported."""
+
+_IMPORTING = 240
+"""Seconds that a nursery may take for its imports."""
+
 
 class Stuck(RuntimeError):  # noqa: N818 - what happened, not a class of errors
     """A process that should have ended did not."""
@@ -91,21 +100,22 @@ class Nursery:
 
     Args:
         folder: For what it needs; made if missing.
+        imports: Modules that its commands need, beside those that every run does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, imports: Sequence[str] = ()) -> None:
         self._folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.kills.launch"],
+            [sys.executable, "-m", "bench.kills.launch", *imports],
             cwd=ROOT,
-            env=environment(folder, OPENBLAS_NUM_THREADS="1"),
+            env=environment(folder, **_WITHOUT_THREADS),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
         )
         self._count = 0
         self._heard = b""
-        self._line(60)
+        self._line(_IMPORTING)
 
     def start(self, words: Sequence[str], trap: points.Trap | None = None) -> Started:
         """Start a command.
@@ -187,7 +197,7 @@ def environment(folder: Path, **variables: str) -> Mapping[str, str]:
 
 def main() -> None:
     """Fork a process for each order, and say how it ended."""
-    for name in _IMPORTS:
+    for name in (*_IMPORTS, *sys.argv[1:]):
         import_module(name)
     Image.init()
     get_registry()

@@ -58,6 +58,20 @@ POINTS = {
     "giving a slide back": r"remove .*/\.claims/[^/]*\.(lease|attempts\.json)",
     "taking a slide over": r"(open|remove) .*\.lease\.break\..*",
     "sweeping": rf"(remove|rmdir|rmtree) .*{_OTHERS}.*",
+    "before a store of patches": rf"rename .*{_TMP} -> .*/(lmdb|labelled|webdataset)/.*",
+    "before a class gets images": rf"rename .*{_TMP}/[^/]* -> .*/imagefolder/images/.*",
+    "before the record of images": rf"rename .*{_TMP}/.* -> .*/imagefolder/slides/.*",
+    "before the record of images goes": r"remove .*/imagefolder/slides/[^/.][^/]*",
+    "taking images from a class": rf"rename .*/imagefolder/images/.* -> .*{_TMP}/.*",
+    "before a sample, or its record": rf"rename .*{_TMP} -> .*/samples/.*",
+    "before a checkpoint": rf"rename .*{_TMP} -> .*/checkpoints/.*",
+    "before a file of a training": rf"rename .*{_TMP} -> .*/training/[^/]*/[^/]*",
+    "before a plot": rf"rename .*{_TMP} -> .*/plots/.*",
+    "before a heatmap": rf"rename .*{_TMP} -> .*/heatmaps/.*",
+    "before a training is moved away": rf"rename .*/training/[^/]* -> .*{_TMP}",
+    "removing a training": rf"(remove|rmdir|rmtree) .*/training/\..*{_TMP}/.*",
+    "before predictions go into a folder": rf"rename .*{_TMP}/predictions.* -> (?!.*{_TMP}).*",
+    "before a table of predictions": rf"rename .*{_TMP} -> .*/predictions/[^/]*/[^/]*",
 }
 """Regular expressions for whole operations: ``fsync PATH``, ``rename FROM -> TO``, ….
 

@@ -5,32 +5,20 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.kills.checks import Truth, Verdict, check, check_complete
+from bench.kills.checks import Verdict
 from bench.kills.launch import Nursery, Started, Stuck
 from bench.kills.points import Trap
-from microtome.testing import make_slide
 
 ANY = "any moment"
 SECONDS = 120
 """That a command may take on these slides; it takes one or two."""
 
-OPTIONS = (
-    "tiler.size=32",
-    "tiler.magnification=20",
-    "threads=2",
-    "batch_size=8",
-    "encoder=[handcrafted]",
-    "writer=[hdf5,zarr,png]",
-    "visualize=all",
-    "claims.attempts=0",  # of three deaths it would conclude that the slide is to blame
-    "claims.seconds=2",
-)
-MORE = ("+encoder@encoder.second=handcrafted", "slide_encoder=[mean]", "patient_encoder=[mean]")
 ENGINES = {"inline": ("engine=inline",), "local": ("engine=local", "engine.workers=2")}
 
 
@@ -39,13 +27,17 @@ class Scene:
     """What the output holds and what is asked of it.
 
     Attributes:
-        start: The output to begin with: ``""`` for none, else ``"one"`` encoder, or ``"two"`` and
-            one of slides, which pools the tiles of each, and one of patients, which pools those.
-        words: Of the command, beside `OPTIONS`.
+        start: The output to begin with: ``""`` for none, else one that its arena has.
+        words: Of the command, beside those that all have.
+        workers: Whether slides are shared out to workers, where a round has some.
+        back: Of the command that what is there at the start is from, where it is tried again after
+            the kills: it may be refused, and what it calls finished must be its own.
     """
 
     start: str
     words: tuple[str, ...]
+    workers: bool = True
+    back: tuple[str, ...] = ()
 
     @property
     def forced(self) -> bool:
@@ -53,41 +45,44 @@ class Scene:
         return "force=true" in self.words
 
 
-SCENES = {
-    "new": Scene("", MORE),
-    "add": Scene("one", MORE),
-    "force": Scene("two", (*MORE, "force=true")),
-}
+@dataclass(frozen=True)
+class Repertoire:
+    """What rounds are drawn from.
 
-REACH: Mapping[str, tuple[int, str]] = {
-    "before a file's fsync": (7, "new add force"),
-    "before a file's replace": (3, "new add force"),
-    "before a folder's rename": (6, "new force"),
-    "after a rename, before its folder's fsync": (10, "new add force"),
-    "before the status": (3, "new add force"),
-    "before the tissue": (6, "new force"),
-    "before an overlay": (9, "new"),
-    "before the run's record": (1, "new add force"),
-    "before a published file is copied": (3, "add"),
-    "a published file copied, nothing added": (3, "add"),
-    "before features go into a folder": (3, "add"),
-    "before an array goes into a folder": (4, "add"),
-    "before a patient's embedding": (4, "new add force"),
-    "before a folder is moved aside": (6, "force"),
-    "a folder moved aside, its successor not there": (6, "force"),
-    "writing features to scratch": (15, "new add force"),
-    "inside Zarr's writing": (140, "new add force"),
-    "inside a folder of images": (110, "new force"),
-    "a lease made, nothing in it": (3, "new add force"),
-    "before an attempt is on record": (6, "new add force"),
-    "giving a slide back": (6, "new add force"),
-    "taking a slide over": (1, "new add force"),
-    "sweeping": (1, "new add force"),
-}
-"""By point: how often a run passes it at least, and in which scenes."""
+    Attributes:
+        scenes: By name.
+        reach: By point: how often a run passes it at least, and in which scenes.
+        after: Points that a run passes only where another one was killed before; and where it was,
+            surely.
+    """
 
-AFTER_A_KILL = ("taking a slide over", "sweeping")
-"""Points that a run passes only where another one was killed before."""
+    scenes: Mapping[str, Scene]
+    reach: Mapping[str, tuple[int, str]]
+    after: Mapping[str, str]
+
+    def every_point(self, seed: int) -> list[Plan]:
+        """Plan a kill at each named point, without workers."""
+        rng = random.Random(seed)
+        plans = []
+        for point, (most, scenes) in self.reach.items():
+            kill = Kill(point, "driver", count=rng.randint(1, most))
+            first = (Kill(self.after[point], "driver"),) if point in self.after else ()
+            plans.append(Plan(rng.choice(scenes.split()), "inline", (*first, kill)))
+        return plans
+
+    def draw(self, rng: random.Random, scene: str, engine: str, earlier: int) -> Kill:
+        """Draw a kill, after so many earlier ones."""
+        whom = "driver" if engine == "inline" else rng.choice(("driver", "worker", "both"))
+        if rng.random() < 0.35:
+            return Kill(ANY, whom, moment=rng.uniform(0, 1.1))
+        own = {name: most for name, (most, scenes) in self.reach.items() if scene in scenes.split()}
+        after = [name for name in self.after if name in own]
+        if earlier and rng.random() < 0.3 and after:
+            point = rng.choice(after)
+        else:
+            point = rng.choice(list(own))
+        most = own[point] if engine == "inline" else -(-own[point] // 2)
+        return Kill(point, whom, count=rng.randint(1, most))
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class Kill:
     """A kill that is planned.
 
     Attributes:
-        point: Of `REACH`, or `ANY`.
+        point: Of the repertoire's reach, or `ANY`.
         whom: ``"driver"``, ``"worker"`` or ``"both"``.
         count: At which passing of the point.
         moment: For `ANY`: when, as a share of what an undisturbed run takes.
@@ -112,7 +107,7 @@ class Plan:
     """A round that is planned, wholly by its seed.
 
     Attributes:
-        scene: Of `SCENES`.
+        scene: Of the repertoire's.
         engine: Of `ENGINES`.
         kills: One after the other.
     """
@@ -122,43 +117,21 @@ class Plan:
     kills: tuple[Kill, ...]
 
     @classmethod
-    def draw(cls, seed: int, number: int, *, local: float) -> Plan:
+    def draw(cls, of: Repertoire, seed: int, number: int, *, local: float) -> Plan:
         """Draw a plan.
 
         Args:
+            of: What from.
             seed: Of all rounds.
             number: Of this round.
             local: Share of the rounds with workers.
         """
         rng = random.Random(f"{seed} {number}")
         engine = "local" if rng.random() < local else "inline"
-        scene = rng.choice(list(SCENES))
+        scene = rng.choice(list(of.scenes))
+        engine = engine if of.scenes[scene].workers else "inline"
         count = rng.choice((1, 2, 2))
-        return cls(scene, engine, tuple(_draw(rng, scene, engine, i) for i in range(count)))
-
-
-def every_point(seed: int) -> list[Plan]:
-    """Plan a kill at each named point, without workers."""
-    rng = random.Random(seed)
-    plans = []
-    for point, (most, scenes) in REACH.items():
-        kill = Kill(point, "driver", count=rng.randint(1, most))
-        # Leaves something to take over, and something to sweep.
-        first = (Kill("inside Zarr's writing", "driver"),) if point in AFTER_A_KILL else ()
-        plans.append(Plan(rng.choice(scenes.split()), "inline", (*first, kill)))
-    return plans
-
-
-def _draw(rng: random.Random, scene: str, engine: str, earlier: int) -> Kill:
-    whom = "driver" if engine == "inline" else rng.choice(("driver", "worker", "both"))
-    if rng.random() < 0.35:
-        return Kill(ANY, whom, moment=rng.uniform(0, 1.1))
-    if earlier and rng.random() < 0.3:
-        point = rng.choice(AFTER_A_KILL)
-    else:
-        point = rng.choice([n for n, (_, scenes) in REACH.items() if scene in scenes.split()])
-    most = REACH[point][0] if engine == "inline" else -(-REACH[point][0] // 2)
-    return Kill(point, whom, count=rng.randint(1, most))
+        return cls(scene, engine, tuple(of.draw(rng, scene, engine, i) for i in range(count)))
 
 
 @dataclass
@@ -187,117 +160,146 @@ class Tally:
         self.wrong += [f"{where}: {fault}" for fault in verdict.faults]
 
 
-class Arena:
-    """Slides, what undisturbed runs make of them, and where rounds are fought.
+class Ring(ABC):
+    """Where rounds are fought: slides, and what undisturbed runs make of them.
 
     Args:
         folder: To work in; must not exist.
-        nursery: For the first runs.
-        engines: Whose undisturbed run is timed: those with rounds killed at any moment.
+        repertoire: What is fought.
     """
 
-    def __init__(
-        self, folder: Path, nursery: Nursery, engines: Sequence[str] = tuple(ENGINES)
-    ) -> None:
+    def __init__(self, folder: Path, repertoire: Repertoire) -> None:
         self.folder = folder
-        self._slides = folder / "slides"
-        self._slides.mkdir(parents=True)
-        for number, tissue in enumerate((0.35, 0.5, 0.0)):
-            make_slide(
-                self._slides / f"slide {number}.svs",
-                size=(384, 256),
-                levels=(1, 2),
-                mpp=0.5,
-                magnification=20,
-                tissue=tissue,
-                pen=False,
-                seed=number,
-            )
-        rows = ("slide 0.svs,P1", "slide 1.svs,P2", "slide 2.svs,P1")
-        (self._slides / "slides.csv").write_text("\n".join(["slide,patient_id", *rows]))
-        self.takes: dict[str, float] = {}
-        self._undisturbed(nursery, "one", (), "inline")
-        self._undisturbed(nursery, "two", MORE, "inline")
-        if "local" in engines:
-            self._undisturbed(nursery, "workers", MORE, "local")
-        self.truth = Truth(folder / "two")
+        self.repertoire = repertoire
 
+    @abstractmethod
     def words(self, output: Path, words: Sequence[str], engine: str) -> list[str]:
         """Give a command line."""
-        manifest = str(self._slides / "slides.csv")
-        return [manifest, f"output={output}", *OPTIONS, *words, *ENGINES[engine]]
 
-    def _undisturbed(self, nursery: Nursery, name: str, words: Sequence[str], engine: str) -> None:
+    @abstractmethod
+    def takes(self, scene: str, engine: str) -> float:
+        """Say how many seconds an undisturbed run takes."""
+
+    @abstractmethod
+    def look(self, output: Path, scene: str) -> Verdict:
+        """See that everything under a final name is whole and right, whatever is missing."""
+
+    @abstractmethod
+    def look_complete(self, output: Path, scene: str) -> Verdict:
+        """See that a run that ended well left everything, and nothing else."""
+
+    @abstractmethod
+    def look_back(self, output: Path, scene: str) -> Verdict:
+        """See that everything is there that was there at the start."""
+
+    def run(self, nursery: Nursery, words: Sequence[str]) -> float:
+        """Run a command undisturbed, and say how many seconds it took.
+
+        Raises:
+            RuntimeError: If it fails.
+        """
         began = time.monotonic()
-        started = nursery.start(self.words(self.folder / name, words, engine))
+        started = nursery.start(words)
         code = nursery.wait(started, SECONDS)
-        self.takes[engine] = time.monotonic() - began
         if code:
             raise RuntimeError(f"an undisturbed run ended with {code}:\n{_tail(started)}")
+        return time.monotonic() - began
 
 
-def fight(arena: Arena, nursery: Nursery, plan: Plan, number: int, tally: Tally) -> None:
+def fight(arena: Ring, nursery: Nursery, plan: Plan, number: int, tally: Tally) -> None:
     """Do a round, and add what it found."""
-    where = f"round {number} ({plan.scene}, {plan.engine})"
-    output = arena.folder / f"round-{number}"
-    scene = SCENES[plan.scene]
-    if scene.start:
-        shutil.copytree(arena.folder / scene.start, output)
-    words = arena.words(output, scene.words, plan.engine)
+    bout = _Bout(arena, nursery, plan, number, tally)
     try:
-        for kill in plan.kills:
-            _strike(arena, nursery, words, kill, tally, where)
-            tally.take(check(output, arena.truth, forced=scene.forced), f"{where}, {kill}")
-            _see_kept(output, arena.truth, scene, tally, where)
+        bout.whole()
+    except Stuck as error:
+        tally.stuck.append(f"{bout.where}: {error}; {plan}")
+    if not any(bout.where in fault for fault in (*tally.wrong, *tally.stuck)):
+        shutil.rmtree(bout.output)
+
+
+@dataclass(frozen=True)
+class _Bout:
+    arena: Ring
+    nursery: Nursery
+    plan: Plan
+    number: int
+    tally: Tally
+
+    @property
+    def where(self) -> str:
+        return f"round {self.number} ({self.plan.scene}, {self.plan.engine})"
+
+    @property
+    def output(self) -> Path:
+        return self.arena.folder / f"round-{self.number}"
+
+    @property
+    def scene(self) -> Scene:
+        return self.arena.repertoire.scenes[self.plan.scene]
+
+    def whole(self) -> None:
+        """Kill as planned, then let the command finish."""
+        arena, tally, name = self.arena, self.tally, self.plan.scene
+        if self.scene.start:
+            shutil.copytree(arena.folder / self.scene.start, self.output)
+        for kill in self.plan.kills:
+            self.strike(kill)
+            tally.take(arena.look(self.output, name), f"{self.where}, {kill}")
+        if self.scene.back:
+            self.go_back()
         began = time.monotonic()
-        started = nursery.start(words)
-        code = nursery.wait(started, SECONDS)
-        tally.runs += 1
+        started, code = self.run(self.scene.words)
         tally.seconds = max(tally.seconds, time.monotonic() - began)
         if code:
-            tally.stuck.append(f"{where}: ended with {code}:\n{_tail(started)}")
-        tally.take(check_complete(output, arena.truth), f"{where}, {plan}")
-    except Stuck as error:
-        tally.stuck.append(f"{where}: {error}; {plan}")
-    if not any(where in fault for fault in (*tally.wrong, *tally.stuck)):
-        shutil.rmtree(output)
+            self.tell_stuck(f"ended with {code}", started)
+        tally.take(arena.look_complete(self.output, name), f"{self.where}, {self.plan}")
 
+    def run(self, words: Sequence[str], trap: Trap | None = None) -> tuple[Started, int]:
+        """Run a command to its end."""
+        self.tally.runs += 1
+        line = self.arena.words(self.output, words, self.plan.engine)
+        started = self.nursery.start(line, trap)
+        return started, self.nursery.wait(started, SECONDS)
 
-def _strike(
-    arena: Arena, nursery: Nursery, words: Sequence[str], kill: Kill, tally: Tally, where: str
-) -> None:
-    """Run the command and kill it, if it does not end first."""
-    engine = "local" if "engine=local" in words else "inline"
-    tally.runs += 1
-    if kill.point == ANY:
-        started = nursery.start(words)
-        time.sleep(kill.moment * arena.takes[engine])
+    def strike(self, kill: Kill) -> None:
+        """Run the command and kill it, if it does not end first."""
+        if kill.point == ANY:
+            started, code, killed = self.strike_at_a_moment(kill)
+        else:
+            whom = {"worker": "self"}.get(kill.whom, kill.whom)
+            trap = Trap(point=kill.point, count=kill.count, whom=whom, mark="")
+            started, code = self.run(self.scene.words, trap)
+            killed = started.mark.exists()
+        if killed:
+            self.tally.kills[kill.point, self.plan.engine, kill.whom] += 1
+        if code not in (0, -9):
+            self.tell_stuck(f"{kill}: ended with {code}", started)
+
+    def strike_at_a_moment(self, kill: Kill) -> tuple[Started, int, bool]:
+        self.tally.runs += 1
+        engine = self.plan.engine
+        line = self.arena.words(self.output, self.scene.words, engine)
+        started = self.nursery.start(line)
+        time.sleep(kill.moment * self.arena.takes(self.plan.scene, engine))
         driver, workers = [started.pid], started.workers() if engine == "local" else []
         chosen = {"driver": driver, "worker": workers[-1:] or driver, "both": driver + workers}
         started.kill(chosen[kill.whom])
-        code = nursery.wait(started, SECONDS)
-        killed = code == -9 or (kill.whom == "worker" and bool(workers))
-    else:
-        whom = {"worker": "self"}.get(kill.whom, kill.whom)
-        started = nursery.start(words, Trap(point=kill.point, count=kill.count, whom=whom, mark=""))
-        code = nursery.wait(started, SECONDS)
-        killed = started.mark.exists()
-    if killed:
-        tally.kills[kill.point, engine, kill.whom] += 1
-    if code not in (0, -9):
-        tally.stuck.append(f"{where}, {kill}: ended with {code}:\n{_tail(started)}")
+        code = self.nursery.wait(started, SECONDS)
+        return started, code, code == -9 or (kill.whom == "worker" and bool(workers))
 
+    def go_back(self) -> None:
+        """Ask again for what was there at the start, which may be refused."""
+        arena, name = self.arena, self.plan.scene
+        started, code = self.run(self.scene.back)
+        if code == 0:
+            self.tally.take(arena.look_back(self.output, name), f"{self.where}, {self.plan}, back")
+        elif code == 1:
+            self.tally.take(arena.look(self.output, name), f"{self.where}, {self.plan}, refused")
+        else:
+            self.tell_stuck(f"going back ended with {code}", started)
 
-def _see_kept(output: Path, truth: Truth, scene: Scene, tally: Tally, where: str) -> None:
-    """See that what was there still is: a file always, a folder unless it is being replaced."""
-    if not scene.start:
-        return
-    for name in truth.stored:
-        path = output / name
-        if not (truth.output.parent / scene.start / name).exists():
-            continue
-        if not path.exists() and not (scene.forced and path.suffix == ".zarr"):
-            tally.wrong.append(f"{where}: {path} is gone")
+    def tell_stuck(self, what: str, started: Started) -> None:
+        self.tally.stuck.append(f"{self.where}: {what}:\n{_tail(started)}; {self.plan}")
 
 
 def _tail(started: Started) -> str:

@@ -17,7 +17,14 @@ from torchvision.transforms import v2
 
 import microtome
 from microtome import TileDataset
-from microtome.errors import ConfigError, InputError, SlideOpenError, SlideReadError, StoreError
+from microtome.errors import (
+    ConfigError,
+    InputError,
+    SlideOpenError,
+    SlideReadError,
+    StoreError,
+    UnknownPluginError,
+)
 from microtome.plugin.registry import get_registry
 from microtome.slide.batch import TileBatch
 from microtome.slide.types import TissueMask
@@ -175,6 +182,18 @@ def test_a_slide_that_has_changed_is_told(output, cohort, tmp_path):
     gone = TileDataset(of(output, "a"), slides={"a": tmp_path / "gone.svs"})
     with pytest.raises(SlideOpenError, match=r"Slide a: .*gone\.svs is not there.*slides="):
         gone[0]
+
+
+@pytest.mark.parametrize("name", ["openslide", "tiff"])
+def test_slides_are_read_by_the_reader_that_is_named(output, name):
+    dataset = TileDataset(of(output, "a"), reader=name)
+    again = pickle.loads(pickle.dumps(dataset))
+    for one in (dataset, again):
+        assert one[0]["image"].shape == (3, 100, 100)
+        assert [slide.info.reader for slide in one._slides._held.values()] == [name]
+        one.close()
+    with pytest.raises(UnknownPluginError, match="nope"):
+        TileDataset(of(output, "a"), reader="nope")
 
 
 def test_a_tile_that_cannot_be_decoded_is_told(tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from run_checks import files, states
+from run_checks import files, leave_dead, leftovers, states
 
 from microtome.errors import (
     PluginError,
@@ -21,6 +21,13 @@ def test_a_second_run_reuses_everything(go, slide, tmp_path):
     result = go(slide, writer=["hdf5", "png"], visualize=["grid"])
     assert states(result) == ["reused"]
     assert files(tmp_path / "out") == before
+
+
+def test_what_killed_runs_began_to_write_in_their_own_folders_is_swept(go, slide, tmp_path):
+    leave_dead(tmp_path / "out/runs/one/run.json", tmp_path / "out/runs/two/job/outcome.json")
+    assert len(leftovers(tmp_path / "out")) == 2
+    go(slide)
+    assert not leftovers(tmp_path / "out")
 
 
 def test_another_encoder_leaves_the_rest_untouched(go, slide, tmp_path):

@@ -10,13 +10,15 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from bench.kills.cohort import COHORT
 from bench.kills.launch import Nursery
 from bench.kills.points import POINTS
-from bench.kills.rounds import ANY, SCENES, Arena, Kill, Plan, Tally, every_point, fight
+from bench.kills.rounds import ANY, Kill, Plan, Tally, fight
+from bench.kills.slides import SCENES, SLIDES, Arena
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 SHM = Path("/dev/shm")
-PLANS = every_point(seed=0)
+PLANS = SLIDES.every_point(seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def fight_one(arena, nursery, plan):
 
 
 def test_there_is_a_plan_for_every_point():
-    assert {plan.kills[-1].point for plan in PLANS} == set(POINTS)
+    plans = [*PLANS, *COHORT.every_point(seed=0)]
+    assert {plan.kills[-1].point for plan in plans} == set(POINTS)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.kills[-1].point)

@@ -53,3 +53,14 @@ def make_job():
         return TaskJob(config=config, registry=get_registry(), reporter=SilentReporter())
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """Let torch use one thread: for such small work, sharing it out is what takes time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from microtome.errors import ConfigError, TaskError
+from microtome.errors import ConfigError, SlideReadError, TaskError
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import Transform
 from microtome_training.options.train import AugmentOptions, AugmentWhich
 from microtome_training.patchsource import find_patches
-from microtome_training.tiles import read_tiles
+from microtome_training.stores import read_tiles
 from microtome_training.training.augment import Augmentation
-from microtome_training.training.data import Batches, HeldSource, PixelSource, hold, load, shuffle
+from microtome_training.training.data import (
+    Batches,
+    Epoch,
+    HeldSource,
+    PixelSource,
+    hold,
+    load,
+    shuffle,
+)
 
 LABELS = np.array([0, 0, 1, 0, 2, 0, 0], np.int64)
 ROWS = np.arange(7)
@@ -88,6 +96,25 @@ def test_worker_processes_change_nothing():
     for (here, labels), (there, others) in pairs:
         torch.testing.assert_close(here, there, rtol=0, atol=0)
         assert labels.tolist() == others.tolist()
+
+
+class Broken(HeldSource):
+    def read(self, rows):
+        if 3 in rows:
+            raise SlideReadError("slide_01: a tile cannot be decoded")
+        return super().read(rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_process_cannot_read_is_told_as_if_here(workers):
+    epoch = Epoch(rows=ROWS, copies=np.zeros(7, np.int64), number=1)
+    source = Broken(np.zeros((7, 8, 8, 3), np.uint8))
+    batches = Batches(source, LABELS, list("abcdefg"), epoch, epoch.batches(3))
+    found = load(batches, workers)
+    assert next(found)[1].tolist() == LABELS[:3].tolist()
+    with pytest.raises(SlideReadError) as told:
+        next(found)
+    assert str(told.value) == "slide_01: a tile cannot be decoded"
 
 
 def test_pixels_are_those_of_the_tiles_in_any_order(labelled, make_job):

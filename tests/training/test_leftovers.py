@@ -43,12 +43,13 @@ def test_leftovers_are_named_and_swept_and_a_moved_training_tells_where_it_is(
         predicted / "predictions.parquet",
         output / "patches/a.h5",
         output / "patches/b",
+        next(output.glob("runs/*/run.json")),
     ]
     leave_dead(*left)
     found = verify_output(output, get_registry())
-    assert len(leftovers(output)) == 8
-    assert [fault.kind for fault in found.faults] == ["leftover"] * 8
-    for words, swept in ((SAMPLE, 1), (chain[1], 2), (measure, 1), (PREDICT, 4)):
+    assert len(leftovers(output)) == 9
+    assert [fault.kind for fault in found.faults] == ["leftover"] * 9
+    for words, swept in ((SAMPLE, 2), (chain[1], 2), (measure, 1), (PREDICT, 4)):
         before = len(leftovers(output))
         do(output, *words)
         assert before - len(leftovers(output)) == swept, words

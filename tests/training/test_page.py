@@ -17,14 +17,15 @@ from run_checks import files, leftovers
 
 from microtome.__main__ import main
 from microtome.errors import MicrotomeError, SlideOpenError, TaskError
+from microtome.run.settings import Choice
 from microtome_training.evaluation import task as evaluation
 from microtome_training.evaluation.metrics import tile_loss
-from microtome_training.evaluation.pictures import SlidePictures
+from microtome_training.evaluation.pictures import SlidePictures, slide_openers
 from microtome_training.evaluation.task import COLUMNS, choose_split, evaluate
 from microtome_training.options.evaluate import MeasureOptions
 from microtome_training.predicting.results import heatmap_path
 from microtome_training.predictions import Predictions, write_predictions
-from microtome_training.tiles import read_tiles
+from microtome_training.stores import read_tiles
 
 FEW = MeasureOptions(bootstrap=40)
 HOSTILE = "<script>alert('slide')</script>"
@@ -336,3 +337,11 @@ def test_a_real_browser_shows_the_page(evaluated, tmp_path):
     with Image.open(tmp_path / "page.png") as image:
         assert image.width == 1280
         assert image.height > 2000
+
+
+@pytest.mark.parametrize("reader", ["openslide", "tiff"])
+def test_pictures_are_by_the_reader_that_was_asked_for(labelled, cohort, make_job, reader):
+    job = make_job(labelled)
+    job = replace(job, config=replace(job.config, reader=Choice(plugin=reader)))
+    with slide_openers({"a": str(cohort.slides[0].path)}, job)["a"]() as opened:
+        assert opened.info.reader == reader

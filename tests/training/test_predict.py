@@ -27,7 +27,8 @@ from microtome_training.options.predict import HeatmapConfig
 from microtome_training.predicting.predict import predict_tiles
 from microtome_training.predicting.results import ScoredTiles, draw_heatmaps
 from microtome_training.predictions import read_predictions
-from microtome_training.tiles import read_tiles
+from microtome_training.stores import read_stores, root
+from microtome_training.tiles import join
 from microtome_training.training.models import Architecture
 
 CLASSES = ("normal", "tumor")
@@ -362,7 +363,7 @@ def test_labels_go_with_the_predictions(slides, tmp_path):
 
 def test_tiles_may_come_in_any_order_and_of_several_slides(done, job_of):
     job = job_of(output=done)
-    tiles = read_tiles(job, labelled=False)
+    tiles = join([*read_stores(job, root(job), None)])
     classifier = load_classifier(done / "training/model/checkpoints/best.pt")
     order = np.random.default_rng(0).permutation(len(tiles))[:7]
     wanted = np.concatenate([stored(done / f"patches/{name}.h5")[0] for name in "ab"])
@@ -372,7 +373,7 @@ def test_tiles_may_come_in_any_order_and_of_several_slides(done, job_of):
 
 def test_slide_that_is_gone_costs_no_other_its_heatmap(done, job_of, tmp_path):
     job = job_of(output=done)
-    tiles = read_tiles(job, labelled=False)
+    tiles = join([*read_stores(job, root(job), None)])
     a, b = tiles.slides
     gone = replace(a, ref=replace(a.ref, path=tmp_path / "gone.svs"))
     scored = ScoredTiles(

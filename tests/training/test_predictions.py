@@ -19,7 +19,8 @@ from microtome_training.predictions import (
     to_table,
     write_predictions,
 )
-from microtome_training.tiles import Tiles, read_tiles
+from microtome_training.stores import read_tiles
+from microtome_training.tiles import Tiles
 
 
 def same(one, two):

@@ -10,85 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
+from small_fits import make_fit, run, weights
 
 from microtome.errors import TaskError
-from microtome.plugin.specs import Transform
-from microtome.run.progress import SilentReporter
-from microtome_training.classifier import Description, Takes
 from microtome_training.options.train import (
     LoggerKind,
-    OhemOptions,
     OptimizerKind,
     Schedule,
-    TrainConfig,
 )
 from microtome_training.training import loop
-from microtome_training.training.augment import Augmentation
 from microtome_training.training.checkpoints import Checkpoints
-from microtome_training.training.data import HeldSource
-from microtome_training.training.launching import _spawn
-from microtome_training.training.loop import Fit, fit
-from microtome_training.training.models import Architecture
-
-COUNT, HELD_OUT = 60, 16
-AS_IT_IS = Transform(resize=None, crop=None)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Let torch use one thread: for such small work, sharing it out is what takes time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def make_fit(folder, *, workers=0, identity="a", **options):
-    """Make a training of noise, of which some tiles are striped."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(COUNT) % 3 == 0).astype(np.int64)
-    pixels = rng.integers(0, 255, (COUNT, 16, 16, 3), np.uint8)
-    pixels[labels == 1, ::4] = 250
-    config = TrainConfig(
-        **{"max_epochs": 4, "patience": 0, "batch_size": 16, "dropout": 0.2, **options}
-    )
-    architecture = Architecture(model="small_cnn", classes=2, dropout=config.dropout)
-    torch.manual_seed(0)
-    return Fit(
-        folder=folder,
-        config=config,
-        description=Description(
-            architecture=architecture,
-            classes=("normal", "tumor"),
-            takes=Takes(kind="pixels", size=16, transform=AS_IT_IS),
-            provenance={"identity": identity},
-        ),
-        network=architecture.build(),
-        source=HeldSource(pixels),
-        labels=labels,
-        keys=[f"tile_{number}" for number in range(COUNT)],
-        train=np.arange(COUNT - HELD_OUT),
-        val=np.arange(COUNT - HELD_OUT, COUNT),
-        augmentation=Augmentation(config.augment, config.seed),
-        workers=workers,
-    )
-
-
-def run(what, precision="32-true"):
-    torch.manual_seed(time.monotonic_ns())  # what a process happens to have drawn must not matter
-    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    return fabric.launch(partial(fit, what=what, reporter=SilentReporter()))
-
-
-def weights(folder):
-    best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
-    return best["state_dict"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +54,26 @@ def test_broken_off_and_resumed_it_ends_as_uninterrupted(tmp_path, monkeypatch, 
     assert all(torch.equal(first[name], second[name]) for name in first)
     csvs = [(tmp_path / n / "epoch_losses.csv").read_text() for n in ("whole", "broken")]
     assert csvs[0] == csvs[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_in_mixed_precision_too(tmp_path, precision):
+    options = {"max_epochs": 2, "dropout": 0.0}
+    whole = run(make_fit(tmp_path / "whole", **options), precision)
+    run(make_fit(tmp_path / "broken", **{**options, "max_epochs": 1}), precision)
+    assert run(make_fit(tmp_path / "broken", **options), precision) == whole
+    last = [
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)
+        for name in ("whole", "broken")
+    ]
+    assert last[0]["precision"] == last[1]["precision"]
+    assert ("scale" in last[0]["precision"]) == (precision == "16-mixed")
+    first, second = (each["network"] for each in last)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(tensor.dtype == torch.float32 for tensor in first.values())
+    exact = run(make_fit(tmp_path / "exact", **options))
+    assert exact.epochs[-1].train_loss == pytest.approx(whole.epochs[-1].train_loss, rel=0.05)
+    assert exact != whole
 
 
 @pytest.mark.parametrize("name", ["best.pt", "epoch_losses.csv", "last.pt"])
@@ -221,65 +175,6 @@ def test_processes_that_read_change_nothing(tmp_path):
         run(make_fit(tmp_path / str(n), workers=n, max_epochs=2, dropout=0.5)) for n in (0, 1, 2)
     ]
     assert found[0] == found[1] == found[2]
-
-
-def test_options_of_the_optimizer_reach_it(tmp_path):
-    sgd = {"optimizer": OptimizerKind.sgd, "lr": 0.05, "max_epochs": 1, "dropout": 0.0}
-    ways = {
-        "plain": {"momentum": 0.0, "weight_decay": 0.0},
-        "momentum": {"momentum": 0.9, "weight_decay": 0.0},
-        "decay": {"momentum": 0.0, "weight_decay": 2.0},
-    }
-    norms = {}
-    for name, options in ways.items():
-        run(make_fit(tmp_path / name, **sgd, **options))
-        kept = torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)
-        group = kept["optimizer"]["param_groups"][0]
-        assert {key: group[key] for key in options} == options
-        norms[name] = float(weights(tmp_path / name)["body.9.weight"].norm())
-    assert norms["decay"] < 0.9 * norms["plain"]
-    assert norms["momentum"] != norms["plain"]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_every_tile_of_a_batch_is_on_one_device(world):
-    for count in range(world, 20):
-        part = np.random.default_rng(count).permutation(1000)[:count]
-        shares = [loop._share(part, rank, world) for rank in range(world)]
-        assert np.array_equal(np.concatenate(shares), part)
-        assert min(map(len, shares)) >= 1
-
-
-def test_devices_together_see_an_epoch_once(tmp_path):
-    """Without processes: each device's part of the loop, and what the devices would add up."""
-    what = make_fit(tmp_path)
-    epoch = what.epoch(1)
-    shown = [
-        epoch.rows[loop._share(part, rank, 2)] for part in epoch.batches(16) for rank in range(2)
-    ]
-    times = np.where(what.labels[what.train] > 0, what.config.aug_factor, 1)
-    assert sorted(np.concatenate(shown)) == sorted(np.repeat(what.train, times))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_two_processes_learn_what_one_does(tmp_path):
-    """Without mining, which goes by each one's share, and dropout, which each draws for itself."""
-    options = {"max_epochs": 2, "dropout": 0.0, "ohem": OhemOptions(ratio=0.0), "lr": 0.05}
-    options |= {"optimizer": OptimizerKind.sgd, "batch_size": 15}
-    what = make_fit(tmp_path / "two", devices=2, **options)
-    two = _spawn(Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn"), what)
-    one = run(make_fit(tmp_path / "one", **options))
-    for first, second in zip(one.epochs, two.epochs, strict=True):
-        assert second.train_loss == pytest.approx(first.train_loss, rel=1e-5)
-        assert second.train_acc == pytest.approx(first.train_acc, rel=1e-5)
-        assert second.val_loss == pytest.approx(first.val_loss, rel=1e-5)
-    begun = make_fit(tmp_path).network.state_dict()
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, before in begun.items():
-        moved = float((first[name] - before).abs().max())
-        assert moved > 1e-3
-        assert float((first[name] - second[name]).abs().max()) < 1e-5
 
 
 WORDS = (

@@ -29,11 +29,13 @@ from microtome.errors import (
 from microtome.plugin.options import configure
 from microtome.plugin.registry import get_registry
 from microtome.slide.types import SlideRef
+from microtome.store.folders import aside_path
 from microtome.testing import make_info
 from microtome_training.options.sample import SampleConfig
 from microtome_training.sampling.drawing import draw
+from microtome_training.sampling.files import read_sample
 from microtome_training.sampling.task import SampleTask, name_sample
-from microtome_training.tiles import read_tiles
+from microtome_training.stores import read_tiles
 
 TUMOUR = {"slide_01", "slide_02", "slide_04", "test_01"}
 
@@ -49,6 +51,10 @@ def counts(keys, tiles):
     """Count drawn keys by slide and label."""
     label = dict(zip(tiles.keys(), tiles.label.tolist(), strict=True))
     return Counter((key.split("_x")[0], label[key]) for key in keys)
+
+
+def sampled(job, name):
+    return read_sample(job, name).tiles(job)
 
 
 def test_the_background_is_drawn_in_proportion():
@@ -167,20 +173,20 @@ def test_the_task_writes_a_sample_and_leaves_the_index(output, cohort, make_job,
 def test_a_sample_is_read_as_tiles_of_its_stores(output, cohort, make_job, sample):
     path = sample(cohort.manifest, name="few", per_slide=3)
     assert path == output / "samples" / "few.parquet"
-    tiles, everything = read_tiles(make_job(output), sample="few"), read_tiles(make_job(output))
+    tiles, everything = sampled(make_job(output), "few"), read_tiles(make_job(output))
     keys = tiles.keys()
     assert keys == pq.read_table(path)["key"].to_pylist()
     assert keys == [key for key in list(everything.keys()) if key in set(keys)]
     assert [s.patient_id for s in tiles.slides] == [s.patient_id for s in cohort.slides]
     assert tiles.sample["name"] == "few"
-    one = read_tiles(make_job(output, cohort.slides[1].path), sample="few")
+    one = sampled(make_job(output, cohort.slides[1].path), "few")
     assert [slide.slide_id for slide in one.slides] == ["slide_02"]
-    assert read_tiles(make_job(output), sample=str(path)).keys() == keys
+    assert sampled(make_job(output), str(path)).keys() == keys
     with pytest.raises(InputError, match=r"other\.parquet is not there\. There are few\."):
-        read_tiles(make_job(output), sample="other")
+        sampled(make_job(output), "other")
 
 
-def test_the_same_sample_is_reused_and_another_is_refused(output, sample, make_job):
+def test_the_same_sample_is_reused_and_another_is_refused(output, sample, make_job, monkeypatch):
     sample()
     first = files(output)
     again = SampleTask(SampleConfig()).run(make_job(output))
@@ -191,12 +197,33 @@ def test_the_same_sample_is_reused_and_another_is_refused(output, sample, make_j
     assert files(output) == first
     sample(seed=1, force=True)
     assert files(output) != first
+    # Killed between the two files of another one, which was forced: drawn again.
+    with monkeypatch.context() as patch:
+        patch.setattr("microtome_training.sampling.task.write_json", None)
+        with pytest.raises(TypeError):
+            sample(seed=1, force=True)
+    assert files(output) != first
+    sample()
+    assert files(output) == first
     # Killed between its two files, or the record spoilt: drawn again.
     record = output / "samples" / "sample.json"
     for spoil in (Path.unlink, lambda path: path.write_text("{")):
         spoil(record)
         sample()
         assert files(output) == first
+
+
+def test_a_store_that_lies_aside_is_put_back_before_it_is_looked_for(cohort, tmp_path):
+    """As a process leaves it that was killed where a file system cannot exchange two names."""
+    index = ("task=index", "labels.classes.tumor=[Tumor]", "tiler.size=128", "tiler.mpp=0.5",
+             "writer=zarr", "tiler.name=fine", "engine=inline")  # fmt: skip
+    assert main([str(cohort.manifest), f"output={tmp_path}", *index]) == 0
+    first = tmp_path / "fine/patches/slide_01.zarr"
+    first.rename(aside_path(first))
+    assert main(["task=sample", f"output={tmp_path}"]) == 0
+    drawn = pq.read_table(tmp_path / "fine/samples/sample.parquet")
+    assert "slide_01" in drawn.column("slide_id").to_pylist()
+    assert first.is_dir()
 
 
 def test_a_sweep_names_its_samples(output):
@@ -217,7 +244,7 @@ def test_a_sample_of_other_labels_is_stale(output, make_job, sample):
     sample()
     relabel(output / "patches/slide_01.h5", lambda label: np.where(label == 1, 0, label))
     with pytest.raises(TaskError, match=r"labels of slide_01 have changed.*sample\.name=sample"):
-        read_tiles(make_job(output), sample="sample")
+        sampled(make_job(output), "sample")
     with pytest.raises(IdentityError, match="drawn otherwise"):
         sample()
 
@@ -227,10 +254,10 @@ def test_a_sample_of_other_tiles_is_stale(output, make_job, sample):
     with h5py.File(output / "patches/slide_01.h5", "r+") as file:
         file.attrs["identity"] = "0" * 64
     with pytest.raises(TaskError, match="drawn from other tiles of slide_01"):
-        read_tiles(make_job(output), sample="sample")
+        sampled(make_job(output), "sample")
     (output / "patches/slide_01.h5").unlink()
     with pytest.raises(TaskError, match="holds no tiles of slide_01"):
-        read_tiles(make_job(output), sample="sample")
+        sampled(make_job(output), "sample")
 
 
 def test_what_cannot_be_drawn_is_refused(output, cohort, sample):
@@ -325,7 +352,7 @@ def test_a_run_places_the_tiles_of_a_sample(output, cohort, make_job, sample, ca
     assert place(output, path, cohort.manifest, "writer=[hdf5,patches]") == 0
     assert "not looked at" not in capsys.readouterr().err
     there = read_tiles(make_job(output, tiling="balanced"))
-    drawn = read_tiles(make_job(output), sample="sample")
+    drawn = sampled(make_job(output), "sample")
     assert there.keys() == drawn.keys()
     assert there.label.tolist() == drawn.label.tolist()
     assert there.fraction.tolist() == drawn.fraction.tolist()

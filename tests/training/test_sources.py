@@ -18,7 +18,8 @@ from microtome_training.names import TEST, TRAIN, VAL
 from microtome_training.options.split import SplitOptions
 from microtome_training.options.train import Source, TrainConfig
 from microtome_training.patchsource import find_patches
-from microtome_training.tiles import read_tiles
+from microtome_training.sampling.files import read_sample
+from microtome_training.stores import read_tiles
 from microtome_training.training.cohort import gather
 from microtome_training.training.data import HeldSource, Keys, hold, read_ahead
 from microtome_training.training.features import FeatureSource
@@ -58,7 +59,7 @@ def test_a_sample_thins_what_is_trained_on_and_nothing_else(output, make_job):
     assert part.splits == whole.splits
     for split in (VAL, TEST):
         assert keys(part, split) == keys(whole, split) != []
-    sampled = set(read_tiles(job, sample="few").keys())
+    sampled = set(read_sample(job, "few").tiles(job).keys())
     assert keys(part, TRAIN) == [key for key in keys(whole, TRAIN) if key in sampled]
     assert 0 < len(part.rows(TRAIN)) < len(whole.rows(TRAIN))
     assert identify(part, config).digest != identify(whole, config).digest
@@ -67,7 +68,7 @@ def test_a_sample_thins_what_is_trained_on_and_nothing_else(output, make_job):
 def test_a_sample_without_a_class_to_train_on_is_refused(output, make_job, tmp_path):
     draw(output, "name=one", "per_class=1", "negatives_per_positive=null")
     job = make_job(output)
-    part = read_tiles(job, sample="one")
+    part = read_sample(job, "one").tiles(job)
     where = part.slides[int(part.slide[part.label == 1][0])].slide_id
     names = [slide.slide_id for slide in read_tiles(job).slides]
     table = tmp_path / "split.csv"

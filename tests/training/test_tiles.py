@@ -13,7 +13,8 @@ from tile_tables import make_tiles, of_slide, tiled
 from microtome.__main__ import main
 from microtome.errors import InputError, TaskError
 from microtome.plugin.registry import get_registry
-from microtome_training.tiles import join, read_tiles, root
+from microtome_training.stores import read_stores, read_tiles, root
+from microtome_training.tiles import join
 
 
 def test_the_table_is_what_the_stores_hold(labelled, cohort, make_job):
@@ -89,7 +90,7 @@ def test_slides_without_labels_are_left_out_or_refused(output, cohort, make_job,
         read_tiles(make_job(bare))
     with pytest.raises(TaskError, match="no tiles of the slides that are named are labelled"):
         read_tiles(make_job(bare, slide))
-    tiles = read_tiles(make_job(bare), labelled=False)
+    tiles = join([*read_stores(make_job(bare), bare, None)])
     assert tiles.classes == ()
     assert set(tiles.label) == {-1}
     (bare / "patches" / "slide_01.h5").rename(output / "patches" / "other.h5")

@@ -248,6 +248,22 @@ def test_another_way_to_measure_measures_again_and_trains_not(output, capsys, mo
     assert (folder / "checkpoints" / "best.pt").stat().st_mtime_ns == best
 
 
+def test_killed_while_it_is_measured_again_it_is_measured_as_it_is_asked(
+    output, capsys, monkeypatch
+):
+    folder = output / "training" / "small_cnn"
+    assert train(output, "max_epochs=1") == 0
+    result = json.loads((folder / "result.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr("microtome_training.training.ending.record_of", None)
+        assert train(output, "max_epochs=1", "evaluate.threshold=0.3") == 1
+    assert json.loads((folder / "metrics.json").read_text())["options"]["threshold"] == 0.3
+    assert train(output, "max_epochs=1") == 0
+    assert "is measured again: it was broken off" in capsys.readouterr().err
+    assert json.loads((folder / "metrics.json").read_text())["options"]["threshold"] == 0.5
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
 def test_what_changes_the_numbers_is_another_training(output, capsys):
     assert train(output, "max_epochs=1", "precision=bf16") == 0
     for words, told in (

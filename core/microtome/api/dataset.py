@@ -7,7 +7,7 @@ import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -22,6 +22,7 @@ from microtome.plugin.options import configure
 from microtome.plugin.registry import get_registry
 from microtome.plugin.specs import EncoderSpec, Transform
 from microtome.run.inputs.companions import Companions
+from microtome.run.settings import Choice
 from microtome.slide.batch import TileBatch
 from microtome.slide.imaging import read_tiles
 from microtome.slide.opening import AUTO, OpenedSlide, open_slide
@@ -52,10 +53,11 @@ class _Origin:
 
     Attributes:
         ref: The slide.
-        reader: That its tiles were placed with.
+        reader: That its tiles were placed with, or that was asked for.
         geometry: Of the tiles.
         extent: (width, height) of level 0; 0 where not known.
         print: Of its content; empty where not known.
+        config: Of a reader that was asked for.
     """
 
     ref: SlideRef
@@ -63,6 +65,7 @@ class _Origin:
     geometry: TileGeometry
     extent: tuple[int, int] = (0, 0)
     print: str = ""
+    config: object | None = None
 
     def open(self) -> OpenedSlide:
         """Open it and see that it is the slide that the tiles were placed on.
@@ -78,7 +81,7 @@ class _Origin:
             )
         if self.print and fingerprint(path, Companions().of(path).companions) != self.print:
             raise SlideOpenError(f"{path} is another file than its tiles were placed on.")
-        slide = open_slide(self.ref, reader=self.reader)
+        slide = open_slide(self.ref, reader=self.reader, config=self.config)
         if fault := self._fault(slide):
             slide.close()
             raise SlideOpenError(f"{path} {fault}, unlike the slide that its tiles are of.")
@@ -143,6 +146,7 @@ class TileDataset:
         keep: Callable[[Columns], NDArray[np.bool_]] | None = None,
         slides: Mapping[str, str | Path] = MappingProxyType({}),
         max_open: int = 16,
+        reader: str | Choice = AUTO,
     ) -> None:
         """Find the tiles; no slide is opened.
 
@@ -156,11 +160,14 @@ class TileDataset:
             keep: Given a slide's columns, gives (n,) bool: which of its tiles to take.
             slides: Where slides are by id, if not where their files say.
             max_open: Slides that a process holds open.
+            reader: Of all slides, by name or as a run chose it; ``auto`` takes the one that a
+                slide's tiles were placed with.
 
         Raises:
             InputError: If there are no finished slides.
             StoreError: If one cannot be read.
             ConfigError: If tiles differ in size, or an argument makes no sense.
+            UnknownPluginError: If there is no such reader.
         """
         if max_open < 1:
             raise ConfigError(f"max_open={max_open} leaves no slide to read from.")
@@ -177,7 +184,7 @@ class TileDataset:
             for name in found[0].columns
             if name in shared
         }
-        self._slides = _OpenSlides([tiles.origin for tiles in found], max_open)
+        self._slides = _OpenSlides([_read_by(tiles.origin, reader) for tiles in found], max_open)
         self._transform = _find_transform(transform) if isinstance(transform, str) else transform
 
     def __len__(self) -> int:
@@ -329,6 +336,19 @@ def _of_grid(slide: Slide | str | Path, grid: TileGrid) -> _Tiles:
 def _all(origin: _Origin, coords: NDArray[np.int32], columns: Columns) -> _Tiles:
     rows = np.arange(len(coords), dtype=np.int64)
     return _Tiles(origin=origin, coords=coords, columns=columns, rows=rows)
+
+
+def _read_by(origin: _Origin, reader: str | Choice) -> _Origin:
+    """Let a slide be opened by the reader that was asked for, if one was.
+
+    Raises:
+        UnknownPluginError: If there is no such reader.
+    """
+    choice = Choice(plugin=reader) if isinstance(reader, str) else reader
+    if choice.plugin == AUTO:
+        return origin
+    name = get_registry().find("reader", choice.plugin).spec.name
+    return replace(origin, reader=name, config=choice.config)
 
 
 def _kept(tiles: _Tiles, keep: Callable[[Columns], NDArray[np.bool_]] | None) -> _Tiles:

@@ -237,7 +237,7 @@ def _exit_code(*counted: Mapping[str, int]) -> int:
 
 
 def _sweep(plan: RunPlan, ids: Sequence[str], patient_ids: Sequence[str]) -> None:
-    """Sweep every folder that this run writes into."""
+    """Sweep every folder that this run writes into, and those of earlier runs."""
     layout = plan.layout
     patients = [layout.patient(s.spec, name) for s in plan.stores for name in patient_ids]
     patients += [claims_layout(layout).claim(name, "") for name in patient_ids]
@@ -254,6 +254,7 @@ def _sweep(plan: RunPlan, ids: Sequence[str], patient_ids: Sequence[str]) -> Non
     ]
     for folder in {path.parent for path in (*slides, *patients)}:
         sweep(folder)
+    sweep(layout.runs_folder, below=True)
 
 
 def _record(plan: RunPlan, slides: SlideList, started: datetime) -> dict[str, Any]:

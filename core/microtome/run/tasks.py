@@ -11,16 +11,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from microtome._version import __version__
-from microtome.errors import ConfigError, MicrotomeError, PluginError, StoreError
+from microtome.errors import ConfigError, InputError, MicrotomeError, PluginError, StoreError
 from microtome.plugin.protocols import Task
 from microtome.plugin.registry import Registered, Registry
-from microtome.plugin.specs import TaskSpec
+from microtome.plugin.specs import TaskSpec, WriterSpec
 from microtome.run.job import TaskJob, TaskOutcome
 from microtome.run.progress import Reporter, make_reporter
 from microtome.run.settings import RunConfig
 from microtome.run.signals import signals_interrupt
 from microtome.run.slides.attributes import provenance
+from microtome.store.atomic import restore_below, sweep
+from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.publish import write_json
+from microtome.store.survey import find_tilings
 
 EXIT_STOPPED = 1
 EXIT_INTERRUPTED = 130
@@ -75,6 +78,7 @@ def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOu
     began, started = time.monotonic(), datetime.now(UTC)
     ended: dict[str, Any] = {"exit_code": EXIT_STOPPED}
     try:
+        _put_right(config, registry)
         with signals_interrupt(), registry.blame("task", config.task, "done"):
             outcome = _checked(task.run(job), registry.find("task", config.task))
         ended = {"exit_code": outcome.exit_code, "outcome": dict(outcome.record)}
@@ -90,6 +94,21 @@ def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOu
         # Why it was broken off is told, not that this could not be written down.
         with nullcontext() if "outcome" in ended else suppress(StoreError):
             _write_record(config, started, ended | seconds)
+
+
+def _put_right(config: RunConfig, registry: Registry) -> None:
+    """Sweep the folders of earlier runs, and put back stores that a killed one moved aside.
+
+    Raises:
+        StoreError: If one cannot be put back.
+    """
+    sweep(OutputLayout(config.output).runs_folder, below=True)
+    specs = [entry.spec for entry in registry.entries("writer")]
+    stores = [s for s in specs if isinstance(s, WriterSpec) and s.consumes == "features"]
+    with suppress(InputError):  # no output yet
+        for layout in find_tilings(config.output, taken_folders(registry)):
+            for spec in stores:
+                restore_below(layout.root / spec.folder, spec.suffix)
 
 
 def _checked(outcome: object, entry: Registered) -> TaskOutcome:

@@ -159,6 +159,22 @@ def restore(path: Path) -> None:
     remove(stale)
 
 
+def restore_below(top: Path, suffix: str) -> None:
+    """Put back every folder that was moved aside by a process that could not go on.
+
+    Args:
+        top: Below which; need not be there.
+        suffix: Of the folders, into which nobody looks.
+
+    Raises:
+        StoreError: If one cannot be renamed.
+    """
+    for here, names, _ in os.walk(top):
+        for final in filter(None, [owner_of_aside(Path(here, name)) for name in names]):
+            restore(final)
+        names[:] = [n for n in names if not n.startswith(".") and not n.endswith(suffix)]
+
+
 def sweep(folder: Path, *, below: bool = False) -> list[Path]:
     """Remove what dead processes left unfinished in a folder, and put back what they moved aside.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from microtome.errors import ConfigError, TaskError
+from microtome.plugin.numerics import exact_convolutions
 from microtome.plugin.specs import Transform
 from microtome.plugin.weights.files import file_digest
 from microtome.slide.batch import prepare_tiles
@@ -192,7 +193,7 @@ class Classifier:
     def logits(self, prepared: Tensor) -> Tensor:
         """Give (n, C) float32 logits of what is prepared already, on the CPU."""
         kind, dtype = torch.device(self.device).type, _DTYPES.get(self.precision)
-        with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
+        with exact_convolutions(), torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
             logits: Tensor = self._model(prepared.to(self.device))
         return logits.float().cpu()
 
@@ -236,8 +237,9 @@ def save_classifier(path: Path, network: nn.Module, description: Description) ->
         StoreError: If it cannot be written.
     """
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    with publish(path) as private:
-        torch.save({"state_dict": state, "description": description.to_json()}, private)
+    # Given a path, torch writes its name into the file: equal models would differ.
+    with publish(path) as private, private.open("wb") as file:
+        torch.save({"state_dict": state, "description": description.to_json()}, file)
 
 
 def load_classifier(path: Path, device: str = "cpu", precision: str = "fp32") -> Classifier:

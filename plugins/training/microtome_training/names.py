@@ -17,3 +17,6 @@ PRETRAINED, RANDOM = "pretrained", "random"
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.pt", "last.pt"
 """A training's folder of models, the best of them, and what it goes on from."""
+
+SAMPLES, TRAINING = "samples", "training"
+"""Folders of this room below a tiling's root."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from microtome.run.slides.pixels import iterate_tiles
 from microtome.slide.opening import AUTO, OpenedSlide, open_slide
 from microtome.slide.types import TileGrid
 from microtome.store.attributes import parse_fields
-from microtome.store.identity import fingerprint
+from microtome.store.identity import IDENTITY, difference, fingerprint
 
 if TYPE_CHECKING:
     from microtome.plugin.registry import Registry
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Batch = tuple[NDArray[np.int64], NDArray[Any]]
 """Indices into what was asked for, and (n, h, w, 3) uint8 or (n, d) floating point."""
+
+IMPORTED = "imported"
+"""What is said of features that another tool made."""
 
 _RECIPE = "pil-bilinear"
 _UNKNOWN = "unknown"  # how other tools' tiles were resampled
@@ -133,26 +136,54 @@ def require_features(slide: TiledSlide, name: str) -> None:
         )
 
 
-def encoder_of(tiles: Tiles, name: str, registry: Registry) -> dict[str, Any]:
-    """Say what made stored features: the encoder's part of their identity.
+@dataclass(frozen=True, kw_only=True)
+class MadeFeatures:
+    """What stored features of some slides are.
+
+    Attributes:
+        encoder: What made them on all slides, as `made_by` says it.
+        identities: Digest of each slide's, by slide id.
+    """
+
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    identities: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_features(tiles: Tiles, name: str, registry: Registry) -> MadeFeatures:
+    """Say what stored features are, and see that the same made them on all slides.
 
     Raises:
-        TaskError: If a slide has none, or not the same made them on all slides.
+        TaskError: If a slide has none, or not the same made them.
     """
     first: tuple[str, dict[str, Any]] | None = None
+    identities = {}
     for slide in tiles.slides:
         require_features(slide, name)
         with slide.open(registry) as stored:
-            fields = parse_fields(stored.feature_attributes(name))
-        encoder = fields.get("encoder")
-        found = dict(encoder) if isinstance(encoder, Mapping) else {}
+            attributes = stored.feature_attributes(name)
+        found = made_by(attributes)
         if first is not None and first[1] != found:
             raise TaskError(
                 f"The features {name!r} of {first[0]} and {slide.slide_id} were made by encoders "
-                "with other options or weights. Make them alike."
+                f"with other options or weights: {difference(first[1], found)}. Make them alike."
             )
         first = (slide.slide_id, found)
-    return first[1] if first else {}
+        identities[slide.slide_id] = str(attributes.get(IDENTITY, ""))
+    return MadeFeatures(encoder=first[1] if first else {}, identities=identities)
+
+
+def made_by(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what made features, by their attributes: the encoder's part of their identity.
+
+    Of imported ones that is the layout alone that they were read from, ``imported``: no other
+    tool's files say all of an encoder. Empty where nothing says.
+    """
+    fields = parse_fields(attributes)
+    encoder, imported = fields.get("encoder"), fields.get("imported")
+    if isinstance(encoder, Mapping):
+        return dict(encoder)
+    layout = imported.get("layout") if isinstance(imported, Mapping) else None
+    return {IMPORTED: layout.get("plugin")} if isinstance(layout, Mapping) else {}
 
 
 def _extent(slide: TiledSlide) -> tuple[int, int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import MicrotomeError
-from microtome.plugin.registry import Registry
 from microtome.slide.imaging import read_tiles, render_view
 from microtome.slide.opening import OpenedSlide, open_slide
 from microtome.slide.types import SlideRef
 from microtome_training.predicting.heatmaps import read_overlay
+
+if TYPE_CHECKING:
+    from microtome.run.job import TaskJob
 
 Pixels = NDArray[np.uint8]
 
@@ -90,12 +92,16 @@ class SlidePictures:
         return self._slides[slide_id]()
 
 
-def slide_openers(sources: Mapping[str, str], registry: Registry) -> dict[str, Opener]:
+def slide_openers(sources: Mapping[str, str], job: TaskJob) -> dict[str, Opener]:
     """Give what opens slides by their files.
 
     Args:
         sources: Each slide's file, by id.
-        registry: The readers.
+        job: Says by which reader.
     """
-    refs = {name: SlideRef(path=Path(source), slide_id=name) for name, source in sources.items()}
-    return {name: partial(open_slide, ref, registry=registry) for name, ref in refs.items()}
+    reader = job.config.reader
+    opened = partial(open_slide, reader=reader.plugin, config=reader.config, registry=job.registry)
+    return {
+        name: partial(opened, SlideRef(path=Path(source), slide_id=name))
+        for name, source in sources.items()
+    }

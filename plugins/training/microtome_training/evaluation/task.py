@@ -23,11 +23,13 @@ from microtome_training.evaluation.levels import SLIDE_MAX, TILE, Metric
 from microtome_training.evaluation.metrics import Measured, SlideMeasures, measure
 from microtome_training.evaluation.page import Shown, metric_name, render_page
 from microtome_training.evaluation.pictures import Pictures, SlidePictures, slide_openers
+from microtome_training.names import TRAINING
 from microtome_training.options.checks import check_measures
 from microtome_training.options.evaluate import EvaluateConfig, MeasureOptions
 from microtome_training.predicting.results import heatmap_path
 from microtome_training.predictions import Predictions, read_predictions, write_predictions
-from microtome_training.tiles import TRAINING, root, tell_some
+from microtome_training.stores import root
+from microtome_training.tiles import tell_some
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
@@ -186,7 +188,7 @@ class EvaluateTask:
         found = job.find_slides()
         if found is not None:
             sources |= {ref.slide_id: str(ref.path) for ref in found.slides}
-        openers = slide_openers(sources, job.registry)
+        openers = slide_openers(sources, job)
         pictures = SlidePictures(openers, heatmaps_of(path.parent, predictions.classes))
         with job.reporter:
             job.reporter.note(f"{path}: {len(chosen)} tiles of {len(chosen.slide_ids)} slides")

@@ -15,8 +15,7 @@ from microtome.store.arrays import is_name
 from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.survey import find_tilings
 from microtome_training.devices import find_device, find_precision
-from microtome_training.names import BEST, CHECKPOINTS, FEATURES
-from microtome_training.tiles import TRAINING
+from microtome_training.names import BEST, CHECKPOINTS, FEATURES, TRAINING
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob

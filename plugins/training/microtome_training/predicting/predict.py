@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import TaskError
-from microtome.store.attributes import parse_fields
 from microtome.store.identity import difference
 from microtome_training.names import FEATURES
 from microtome_training.options.predict import MPP_TOLERANCE
 from microtome_training.reading import (
+    IMPORTED,
     Batch,
+    made_by,
     read_features,
     read_pixels,
     require_features,
@@ -114,9 +115,11 @@ def _check_mpp(classifier: Classifier, slide: TiledSlide, mpp: float, tolerance:
 def _check_encoder(classifier: Classifier, slide: TiledSlide, job: TaskJob) -> None:
     takes = classifier.takes
     with slide.open(job.registry) as stored:
-        made = parse_fields(stored.feature_attributes(takes.features)).get("encoder")
+        made = made_by(stored.feature_attributes(takes.features))
         dim = stored.feature_shape(takes.features)[1]
-    if takes.encoder and made and dict(made) != dict(takes.encoder):
+    # Whether an encoder of ours made what was imported, no file says.
+    is_told = takes.encoder and made and (IMPORTED in takes.encoder) == (IMPORTED in made)
+    if is_told and made != dict(takes.encoder):
         told = difference(takes.encoder, made)
         raise TaskError(
             f"features/{takes.features} of {slide.slide_id} are of another encoder than "

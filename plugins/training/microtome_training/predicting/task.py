@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections import Counter
@@ -48,7 +47,9 @@ from microtome_training.predicting.results import (
     write_tables,
 )
 from microtome_training.predictions import Predictions, translate, write_predictions
-from microtome_training.tiles import TiledSlide, Tiles, join, read_slide
+from microtome_training.splitfile import SPLIT, read_split
+from microtome_training.stores import read_slide
+from microtome_training.tiles import TiledSlide, Tiles, join
 
 if TYPE_CHECKING:
     from microtome.plugin.specs import WriterSpec
@@ -280,11 +281,12 @@ class _Prediction:
         tiles = join([part for part, _ in ordered], mpp_ratio=math.inf)
         probabilities = np.concatenate([each for _, each in ordered])
         classes, config = self.classifier.classes, self.config
+        splits = read_split(self.classifier.path.parent.parent / SPLIT)
         predictions = Predictions.of_tiles(
             tiles,
             probabilities,
             classes=classes,
-            splits=_splits(self.classifier.path),
+            splits={slide.slide_id: splits.find(slide) for slide in tiles.slides},
             model={"digest": self.classifier.digest, "path": str(self.classifier.path)},
         )
         write_predictions(self.folder / "predictions.parquet", predictions)
@@ -307,13 +309,3 @@ def _of_patient(tiles: Tiles, patient_id: str) -> Tiles:
         return tiles
     ref = replace(slide.ref, extra={**slide.ref.extra, "patient_id": patient_id})
     return replace(tiles, slides=(replace(slide, ref=ref),))
-
-
-def _splits(checkpoint: Path) -> dict[str, str]:
-    """Read what each slide was to the model's training, where that is at hand."""
-    path = checkpoint.parent.parent / "split.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {row["slide_id"]: row["split"] for row in rows if {"slide_id", "split"} <= row.keys()}

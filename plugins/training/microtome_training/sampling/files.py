@@ -18,16 +18,9 @@ from microtome.errors import InputError, StoreError, TaskError
 from microtome.slide.types import TileGeometry
 from microtome.store.atomic import publish, wrap_errors
 from microtome.store.identity import IDENTITY, Identity
-from microtome_training.tiles import (
-    MPP_RATIO,
-    SAMPLES,
-    Tiles,
-    join,
-    named_slides,
-    read_stores,
-    refuse_absent,
-    root,
-)
+from microtome_training.names import SAMPLES
+from microtome_training.stores import named_slides, read_stores, refuse_absent, root
+from microtome_training.tiles import Tiles, join
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
@@ -93,12 +86,11 @@ class Sample:
             digest.update(np.ascontiguousarray(getattr(slide, name)).tobytes())
         return digest.hexdigest()
 
-    def tiles(self, job: TaskJob, *, mpp_ratio: float = MPP_RATIO) -> Tiles:
+    def tiles(self, job: TaskJob) -> Tiles:
         """Find the sample's tiles in the stores that it was drawn from.
 
         Args:
             job: Whose output and tiling; if it names slides, only theirs.
-            mpp_ratio: As of `read_tiles`.
 
         Raises:
             TaskError: If the tiles or their labels have changed since.
@@ -116,7 +108,7 @@ class Sample:
         ]
         refuse_absent(folder, drawn, parts)
         said = {"name": self.path.stem, IDENTITY: self.identity.digest}
-        return replace(join(parts, mpp_ratio=mpp_ratio), sample=said)
+        return replace(join(parts), sample=said)
 
     def _part(self, part: Tiles) -> Tiles:
         slide = part.slides[0]

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from microtome.errors import ConfigError, IdentityError, InputError, TaskError
 from microtome.run.inputs.tables import read_table
 from microtome.run.job import TaskOutcome
-from microtome.store.atomic import sweep, write_json
+from microtome.store.atomic import remove, sweep, write_json
 from microtome.store.identity import IDENTITY, Identity, describe, difference, make_identity
 from microtome.store.patches import tile_key
+from microtome_training.names import SAMPLES
 from microtome_training.reading import rows_by_slide
 from microtome_training.sampling.drawing import draw, number_patients
 from microtome_training.sampling.files import SUFFIX, write_sample
-from microtome_training.tiles import SAMPLES, Tiles, read_tiles, root
+from microtome_training.stores import read_tiles, root
+from microtome_training.tiles import Tiles
 
 if TYPE_CHECKING:
     from microtome.run.job import TaskJob
@@ -70,6 +72,7 @@ class SampleTask:
                 return _tell(final, json.loads(record.read_text("utf-8")), reused=True)
             self._refuse_empty(tiles)
             drawn = tiles.take(draw(tiles, self._config, hard))
+            remove(record)  # killed between the two, it must not be told of another sample's tiles
             write_sample(final, drawn, identity)
             told = _describe(tiles, drawn, hard, identity)
             write_json(record, told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from microtome.store.survey import find_tilings
 from microtome_training.names import TEST, TRAIN, VAL
 from microtome_training.options.train import Source, TrainConfig
 from microtome_training.patchsource import FoundPatches, find_patches
-from microtome_training.reading import encoder_of
+from microtome_training.reading import MadeFeatures, find_features
+from microtome_training.sampling.files import read_sample
 from microtome_training.splits import split_slides
-from microtome_training.tiles import Tiles, read_tiles, root
+from microtome_training.stores import read_tiles, root
+from microtome_training.tiles import Tiles
 from microtome_training.training.augment import generator
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Cohort:
         labels: (n,) int64, those that are learned: permuted where that is asked for.
         source: Where pixels or features are from.
         patches: The patch store, if that is where.
-        encoder: What made the features, if that is where.
+        features: What the features are, if that is where.
         notes: What is to be told of the tiles.
     """
 
@@ -45,7 +47,7 @@ class Cohort:
     labels: NDArray[np.int64]
     source: Source
     patches: FoundPatches | None = None
-    encoder: Mapping[str, Any] = field(default_factory=dict)
+    features: MadeFeatures = field(default_factory=MadeFeatures)
     notes: tuple[str, ...] = ()
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -87,9 +89,9 @@ def gather(job: TaskJob, config: TrainConfig) -> Cohort:
         kept &= patches.has
         patches = patches.take(kept)
     tiles = tiles.take(kept)
-    encoder = {}
+    features = MadeFeatures()
     if source is Source.features:
-        encoder = encoder_of(tiles, config.features, job.registry)
+        features = find_features(tiles, config.features, job.registry)
     labels = tiles.label.astype(np.int64)
     if config.shuffle_labels:
         labels = generator("labels", config.seed).permutation(labels)
@@ -99,7 +101,7 @@ def gather(job: TaskJob, config: TrainConfig) -> Cohort:
         labels=labels,
         source=source,
         patches=patches,
-        encoder=encoder,
+        features=features,
         notes=tuple(notes),
     )
     _refuse_untaught(cohort, config)
@@ -131,7 +133,7 @@ def _read_tiles(job: TaskJob, sample: str) -> tuple[Tiles, NDArray[np.bool_]]:
     known = tiles.label >= 0
     if not sample:
         return tiles.take(known), np.ones(int(known.sum()), bool)
-    part = read_tiles(job, sample=sample)
+    part = read_sample(job, sample).tiles(job)
     places = {slide.slide_id: number for number, slide in enumerate(tiles.slides)}
     number = np.array([places[slide.slide_id] for slide in part.slides])
     first = np.searchsorted(tiles.slide, np.arange(len(tiles.slides)))
@@ -158,14 +160,21 @@ def _refuse_untaught(cohort: Cohort, config: TrainConfig) -> None:
     Raises:
         TaskError: If there is not.
     """
-    tiles = cohort.tiles
-    counts = np.bincount(tiles.label[cohort.rows(TRAIN)], minlength=len(tiles.classes))
-    if not counts.all():
-        of = f"the sample {config.sample}" if config.sample else "the patch store"
+    tiles, learned = cohort.tiles, cohort.counts(TRAIN)
+    if learned.all():
+        return
+    name = tiles.classes[int(learned.argmin())]
+    there = np.bincount(tiles.label[cohort.rows(TRAIN)], minlength=len(tiles.classes))
+    if config.shuffle_labels and there.all():
         raise TaskError(
-            f"Of the class {tiles.classes[int(counts.argmin())]} {of} has no tile on the slides "
-            "that train. Draw more of it, or share the slides out otherwise (split.seed)."
+            f"With the labels permuted, the class {name} has no tile on the slides that train. "
+            f"Permute them otherwise, by another train.seed than {config.seed}."
         )
+    of = f"the sample {config.sample}" if config.sample else "the patch store"
+    raise TaskError(
+        f"Of the class {name} {of} has no tile on the slides that train. Draw more of it, or "
+        "share the slides out otherwise (split.seed)."
+    )
 
 
 def summarise(cohort: Cohort) -> dict[str, dict[str, int]]:

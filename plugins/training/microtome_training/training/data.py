@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import microtome
+from microtome.errors import MicrotomeError
 from microtome.plugin.specs import Transform
+from microtome.run.settings import Choice
 from microtome.slide.batch import prepare_tiles
+from microtome.slide.opening import AUTO
 from microtome.store.patches import tile_key
 from microtome_training.classifier import to_tensor
 from microtome_training.tiles import Tiles
@@ -31,6 +34,7 @@ _CHUNK, _LARGEST, _BYTES = 32, 1024, 1 << 20
 """Tiles that a thread reads at once: as many as are a MiB, within limits."""
 
 _OPEN = 64
+_AUTO = Choice(plugin=AUTO)
 _GIB = 1 << 30
 
 
@@ -54,15 +58,17 @@ class PixelSource:
     Args:
         tiles: Whose.
         transform: Only its geometry counts.
+        reader: By which slides are read; ``auto`` takes the one that their tiles were placed with.
     """
 
-    def __init__(self, tiles: Tiles, transform: Transform) -> None:
+    def __init__(self, tiles: Tiles, transform: Transform, reader: Choice = _AUTO) -> None:
         self._transform = transform
         self._dataset = microtome.TileDataset(
             [slide.store for slide in tiles.slides],
             transform=np.asarray,
             slides={slide.slide_id: slide.ref.path for slide in tiles.slides},
             max_open=min(_OPEN, max(1, len(tiles.slides))),
+            reader=reader,
         )
         first = np.searchsorted(self._dataset.slide_index, np.arange(len(tiles.slides)))
         self._places = first[tiles.slide] + tiles.row
@@ -268,10 +274,35 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return augmentation(pixels, self.epoch.number, self.keys[row], copy)
 
 
+@dataclass(eq=False)
+class _Told(Dataset[tuple[Tensor, Tensor] | MicrotomeError]):
+    """Gives what is wrong with a batch in its place: raised in a worker it comes as a traceback."""
+
+    batches: Batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | MicrotomeError:
+        try:
+            return self.batches[index]
+        except MicrotomeError as error:
+            return error
+
+
 def load(batches: Batches, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read batches ahead in some processes, or one by one in this one."""
+    """Read batches ahead in some processes, or one by one in this one.
+
+    Raises:
+        MicrotomeError: If a tile cannot be read, as the source tells it.
+    """
     if not workers:
-        return (batches[index] for index in range(len(batches)))
+        yield from (batches[index] for index in range(len(batches)))
+        return
     # Its own generator: else it draws from torch's, of which the network draws its dropout.
     own = torch.Generator()
-    return iter(DataLoader(batches, batch_size=None, num_workers=workers, generator=own))
+    found: Any
+    for found in DataLoader(_Told(batches), batch_size=None, num_workers=workers, generator=own):
+        if isinstance(found, MicrotomeError):
+            raise found
+        yield found

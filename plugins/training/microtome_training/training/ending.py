@@ -140,7 +140,7 @@ def _measure(
 ) -> dict[str, Any]:
     job.reporter.stage(folder.name, "evaluate")
     pictures = SlidePictures(
-        slide_openers(predictions.sources, job.registry),
+        slide_openers(predictions.sources, job),
         heatmaps_of(folder, predictions.classes),
         None if patches is None else patches.picture,
     )

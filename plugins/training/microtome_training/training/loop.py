@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from microtome.errors import TaskError
+from microtome.plugin.numerics import exact_convolutions
 from microtome.run.progress import Reporter
 from microtome_training.classifier import Description, PatchNetwork
 from microtome_training.options.train import OptimizerKind, Schedule, TrainConfig
@@ -100,7 +101,7 @@ def fit(fabric: Fabric, what: Fit, reporter: Reporter) -> History:
         StoreError: If a checkpoint cannot be written.
     """
     # Whatever else is in the process: libraries switch gradients off for good.
-    with torch.enable_grad(), _kernels(what.config.deterministic):
+    with torch.enable_grad(), exact_convolutions(), _kernels(what.config.deterministic):
         return _Loop(fabric, what, reporter).run()
 
 
@@ -112,7 +113,7 @@ class _Loop:
         saved = self._checkpoints.load()
         self._history: History = saved["history"] if saved else History()
         self._loss = what.loss().to(fabric.device)
-        self._network = what.network
+        self._network = _in_step(what.network, fabric)
         whole = PatchNetwork(self._network, what.description.takes)
         self._model, self._optimizer = fabric.setup(whole, _make_optimizer(whole, what.config))
         if saved:
@@ -218,9 +219,14 @@ class _Loop:
         parts = np.array_split(mine, -(-len(mine) // size)) if len(mine) else []
         batches = Batches(what.source, what.labels, what.keys, epoch, parts)
         logits = torch.zeros((count, len(what.description.classes)), device=fabric.device)
-        self._model.eval()
-        for part, (given, _) in zip(parts, load(batches, what.workers), strict=True):
-            logits[torch.from_numpy(part)] = self._model(given.to(fabric.device)).float()
+        # The bare model: devices need not have equally many batches, or any at all.
+        model = self._model.module.eval()
+        if fabric.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        with fabric.autocast():
+            for part, (given, _) in zip(parts, load(batches, what.workers), strict=True):
+                logits[torch.from_numpy(part)] = model(given.to(fabric.device)).float()
         return self._sum(logits)
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -278,6 +284,15 @@ def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
             parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
     return AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+
+
+def _in_step(network: nn.Module, fabric: Fabric) -> nn.Module:
+    """Have a network normalise a batch as a whole, wherever several GPUs share it."""
+    if fabric.world_size == 1 or fabric.device.type != "cuda":  # there is none for CPUs
+        return network
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    synced: nn.Module = convert(network)
+    return synced
 
 
 def _share(part: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:

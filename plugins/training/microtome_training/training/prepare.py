@@ -112,9 +112,13 @@ def identify(cohort: Cohort, config: TrainConfig) -> Identity:
         "tiles": _digest(tiles),
         "coords": {s.slide_id: s.identity for s in _used(tiles)},
         "split": dict(sorted(cohort.splits.items())),
-        "encoder": dict(cohort.encoder),
+        "encoder": dict(cohort.features.encoder),
         "patches": {} if cohort.patches is None else cohort.patches.identities(),
     }
+    if cohort.source is Source.features:
+        chosen["features"] = {
+            s.slide_id: cohort.features.identities[s.slide_id] for s in _used(tiles)
+        }
     return make_identity("training", chosen)
 
 
@@ -190,7 +194,7 @@ def describe_classifier(cohort: Cohort, config: TrainConfig, identity: Identity)
         model=model, classes=len(tiles.classes), hidden=config.hidden, dropout=config.dropout
     )
     if takes.kind == FEATURES:
-        takes = replace(takes, features=config.features, encoder=dict(cohort.encoder))
+        takes = replace(takes, features=config.features, encoder=dict(cohort.features.encoder))
     else:
         needs = find_needs(model)
         size = config.input_size or needs.size
@@ -231,7 +235,7 @@ def open_source(
     transform = takes.transform or Transform(resize=None, crop=None)
     if cohort.patches is not None:
         return cohort.patches.source(transform, takes.size), description
-    return PixelSource(tiles, transform), description
+    return PixelSource(tiles, transform, job.config.reader), description
 
 
 def make_network(

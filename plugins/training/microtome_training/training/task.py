@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -12,19 +10,18 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from microtome.errors import ConfigError
 from microtome.run.job import TaskOutcome
 from microtome.run.planning.budget import cpu_budget
 from microtome.run.progress import duration
-from microtome.store.atomic import write_bytes, write_json
+from microtome.store.atomic import write_json
 from microtome.store.identity import Identity, difference, make_identity
 from microtome_training.devices import find_device, find_precision
-from microtome_training.names import BEST, CHECKPOINTS, TEST, TRAIN, VAL
+from microtome_training.names import BEST, CHECKPOINTS, TEST, TRAIN, TRAINING, VAL
 from microtome_training.options.train import TrainConfig
-from microtome_training.reading import rows_by_slide
-from microtome_training.tiles import TRAINING, root
+from microtome_training.splitfile import SPLIT, write_split
+from microtome_training.stores import root
+from microtome_training.tiles import tell_some
 from microtome_training.training.claiming import (
     RESULT,
     begin,
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
     from microtome_training.training.checkpoints import History
     from microtome_training.training.data import TileSource
 
-SPLIT = "split.csv"
 _MOST_WORKERS, _NAME_LENGTH = 4, 120
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -104,7 +100,9 @@ class TrainTask:
         from microtome_training.training.ending import finish
 
         job.reporter.start(1)
-        job.reporter.note(f"{folder.name} is measured again: {difference(before, now)}")
+        why = difference(before, now) if before else "it was broken off"
+        job.reporter.note(f"{folder.name} is measured again: {why}")
+        write_json(folder / RESULT, {**done, "ending": {}})  # until all of it is of now
         measured = finish(job, self._config, cohort, folder, identity=done["identity"])
         record = {**done, "ending": now, **measured}
         write_json(folder / RESULT, record)
@@ -115,7 +113,7 @@ class TrainTask:
         from microtome_training.training.ending import finish  # torch, when nothing is wrong
 
         config, began = self._config, time.monotonic()
-        _write_split(folder / SPLIT, cohort)
+        write_split(folder / SPLIT, cohort.tiles, cohort.labels, cohort.splits)
         job.reporter.start(1)
         for note in _notes(cohort):
             job.reporter.note(note)
@@ -229,32 +227,23 @@ def _train(
         return launch(what, job), len(before.epochs), source
 
 
-def _write_split(path: Path, cohort: Cohort) -> None:
-    """Write a row for each slide: whose it is, its split, how many tiles of each class."""
-    tiles = cohort.tiles
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["slide_id", "patient_id", "split", *tiles.classes])
-    for slide, mine in zip(tiles.slides, rows_by_slide(tiles), strict=True):
-        if slide.slide_id in cohort.splits:
-            counts = np.bincount(cohort.labels[mine], minlength=len(tiles.classes)).tolist()
-            row = [slide.slide_id, slide.patient_id, cohort.splits[slide.slide_id], *counts]
-            writer.writerow(row)
-    write_bytes(path, out.getvalue().encode("utf-8", "surrogateescape"))
-
-
 def _notes(cohort: Cohort) -> Iterator[str]:
     """Say what is learned from, and what one may not expect."""
     yield from cohort.notes
     for split, counts in summarise(cohort).items():
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
-        slides = sum(each == split for each in cohort.splits.values())
-        yield f"{split}: {slides} slides, {told}"
-    if not any(slide.patient_id for slide in cohort.tiles.slides):
-        yield (
-            "no patient is known, so slides are split: a manifest with patient_id says whose they "
-            "are"
-        )
+        count = sum(each == split for each in cohort.splits.values())
+        yield f"{split}: {count} slides, {told}"
+    slides = [slide for slide in cohort.tiles.slides if slide.slide_id in cohort.splits]
+    unknown = [slide.slide_id for slide in slides if not slide.patient_id]
+    if unknown:
+        of = "no patient is known, so slides are split"
+        if len(unknown) < len(slides):
+            of = (
+                f"of {len(unknown)} of {len(slides)} slides the patient is not known, "
+                f"{tell_some(unknown)}: each is split by itself"
+            )
+        yield f"{of}; a manifest with patient_id says whose they are"
     val = cohort.counts(VAL)
     if not val.sum():
         yield "no slide validates: the last epochs are judged by the training's own loss"
