@@ -90,7 +90,13 @@ def specs(target="task_standins:TrainTask"):
     """Give the specs of the stand-ins."""
     return [
         TaskSpec(name="learn", target=target, summary="Learns", config=TrainConfig),
-        TaskSpec(name="other", target=target, summary="Does more", config=OtherConfig),
+        TaskSpec(
+            name="other",
+            target=target,
+            summary="Does more",
+            config=OtherConfig,
+            takes_slides=False,
+        ),
         TaskSpec(name="needy", target=target, summary="Needs slides", needs_slides=True),
         TaskSpec(
             name="bare",

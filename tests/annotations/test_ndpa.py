@@ -95,9 +95,17 @@ def test_the_resolved_mpp_counts_where_the_slide_states_none(tmp_path) -> None:
 
 
 def test_a_slide_without_its_middle_is_refused_with_the_way_out(tmp_path) -> None:
-    slide = replace(hamamatsu_slide(), properties={}, reader="tiff")
+    slide = replace(hamamatsu_slide(), path=tmp_path / "a.NDPI", properties={}, reader="tiff")
     with pytest.raises(AnnotationError, match=r"reader=tiff does not say .* reader=openslide\.$"):
         read(tmp_path, view(pointlist(SQUARE)), slide=slide)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("a.svs", "tiff"), ("a.ndpi", "openslide")])
+def test_no_other_reader_is_advised_where_none_knows_the_middle(tmp_path, name, reader) -> None:
+    slide = replace(hamamatsu_slide(), path=tmp_path / name, properties={}, reader=reader)
+    with pytest.raises(AnnotationError, match=r"as an NDPI does .*\. Label the NDPI") as caught:
+        read(tmp_path, view(pointlist(SQUARE)), slide=slide)
+    assert "reader=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_an_import_is_told_by_values_whatever_their_order(exported, imported, ca
     output = imported(folder, "trident", code=3)
     told = capsys.readouterr().out
     assert "features/handcrafted in " in told
-    assert "was made from something else: imported.values was" in told
+    assert "was made from something else: imported.values changed" in told
     assert "--tiling NAME, or replace it with --force" in told
     before = content(output)["features"]["handcrafted"]
     imported(folder, "trident", "--force")

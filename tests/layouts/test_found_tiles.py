@@ -190,7 +190,7 @@ def test_it_is_reused_until_the_coordinates_are_others(pyramid, tmp_path, capsys
     assert "1 reused" in capsys.readouterr().out
     write_coords(path, of_file=of_file, points=rows[:2])
     assert run(*words) == 3
-    assert "tiles.coords was" in capsys.readouterr().err
+    assert "tiles.coords changed" in capsys.readouterr().err
 
 
 def test_tiles_that_reach_beyond_the_slide_or_lie_outside(trident, pyramid, tmp_path, capsys):

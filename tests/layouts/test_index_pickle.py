@@ -60,6 +60,8 @@ def test_it_holds_what_is_documented(labelled, tmp_path, capsys):
     ours = content(labelled)
     labels, coords = ours["columns"]["label"], ours["coords"][:, :2].tolist()
     assert f"a: {(labels < 0).sum()} tiles without a label are left out" in told.err
+    assert "two classes" not in told.err
+    assert f"a\texported\t{len(labels)} tiles, label\n" in told.out
     (record,) = load(tmp_path / INDEX).values()
     assert record.pop("microtome")
     kept = [(x, y, int(k > 0)) for (x, y), k in zip(coords, labels, strict=True) if k >= 0]
@@ -82,6 +84,15 @@ def test_a_slide_without_tumour_says_so(labelled, tmp_path):
     (record,) = load(tmp_path / INDEX).values()
     assert (record["label"], record["work_level"], record["magnification"]) == (0, 5, 30)
     assert record["visualisation_coords"][0] == tuple(v // 16 for v in record["patches"][0])
+
+
+def test_that_classes_become_one_is_told_once(output, labelled, tmp_path, capsys):
+    (labelled / "patches/b.h5").write_bytes((output / "patches/a.h5").read_bytes())
+    for name in "ab":
+        label(labelled / f"patches/{name}.h5", classes=["normal", "tumor", "stroma"])
+    assert export(labelled, tmp_path) == 0
+    told = "the index knows two classes: tumor, stroma are all is_tumor 1 in it.\n"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_level_4_of_a_slide_of_40x_is_2_5x():
@@ -108,7 +119,7 @@ def test_several_slides_are_in_one_file_and_it_is_made_anew_only_if_one_changed(
     assert "b/c\treused\t" in capsys.readouterr().out
     label(labelled / "patches/a.h5", labels=np.ones(len(content(labelled)["coords"])))
     assert export(labelled, tmp_path) == 3
-    assert "was exported from something else: slides.a was" in capsys.readouterr().out
+    assert "was exported from something else: slides.a changed" in capsys.readouterr().out
     assert (tmp_path / INDEX).read_bytes() == made
     assert export(labelled, tmp_path, "--force") == 0
     assert all(patch[2] for patch in load(tmp_path / INDEX)["a"]["patches"])

@@ -89,6 +89,19 @@ def test_tiles_are_detections_where_they_lie(labelled, tmp_path):
         assert np.allclose(there, ours["columns"][name], atol=1e-6), name
 
 
+def test_what_is_in_it_is_told(labelled, tmp_path, capsys):
+    count = len(content(labelled)["coords"])
+    predict(labelled / "patches/a.h5", "mine", np.full((count, 2), 0.5))
+    assert export(labelled, tmp_path / "all") == 0
+    (line, _) = capsys.readouterr().out.splitlines()
+    state, told = line.removeprefix("a\t").split("\t")
+    assert state == "exported"
+    assert told.startswith(f"{count} tiles, predictions/mine, ")
+    assert {"label", "label_fraction", "tissue_fraction", "tissue"} <= {*told.split(", ")}
+    assert export(labelled, tmp_path / "tissue", "what=[tissue]") == 0
+    assert f"{count} tiles, tissue\n" in capsys.readouterr().out
+
+
 def test_tissue_is_annotations(labelled, tmp_path):
     assert export(labelled, tmp_path, "what=[tissue]") == 0
     features = load(tmp_path / "a.geojson")

@@ -54,7 +54,7 @@ def test_it_is_reused_until_the_tiles_are_others(slide, back, tmp_path, capsys):
     with h5py.File(back / "patches/a.h5", "r+") as file:
         file.attrs["identity"] = "0" * 64
     assert run(slide, tmp_path / "new", back) == 3
-    assert "tiles.coords was" in capsys.readouterr().err
+    assert "tiles.coords changed" in capsys.readouterr().err
 
 
 def test_a_run_into_imported_slides_says_how_to_go_on(slide, back, capsys):

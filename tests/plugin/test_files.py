@@ -179,7 +179,7 @@ def test_an_edited_file_makes_its_features_stale_and_a_moved_one_does_not(
     moved.write_text(moved.read_text() + "# edited\n")
     assert main([*base, "encoder_plugin=moved.py"]) == 3
     said = capsys.readouterr().err
-    assert "encoder.plugin_sha256 was" in said
+    assert "encoder.plugin_sha256 changed" in said
     assert "force=true" in said
     assert main([*base, "encoder_plugin=moved.py", "force=true"]) == 0
 

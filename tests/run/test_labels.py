@@ -149,19 +149,21 @@ def test_groups_that_nothing_names_are_told(label, ann):
     asap(ann / "one.xml", SQUARE, ("Fat", (0, 0, 256, 256)), ("", (0, 0, 9, 9)))
     (status,) = label(task="coords").statuses
     assert status.warnings == (
-        "outlines left aside, of groups that no class names: no group 1, Fat 1",
+        "outlines left aside, of groups that no class names: 1 of no group, 1 of 'Fat'",
     )
     (status,) = label(task="coords", labels={**LABELS, "others": "exclude"}).statuses
     assert status.labels == {"normal": 38, "tumor": 9, "unlabelled": 1}
     (status,) = label(task="coords", labels={**LABELS, "others": "fail"}).statuses
     assert (status.state, status.stage) == ("failed", "labels")
-    assert "outlines of groups that no class names: no group 1, Fat 1." in status.message
+    assert "outlines of groups that no class names: 1 of no group, 1 of 'Fat'." in status.message
 
 
 def test_a_misspelt_group_is_told(label, ann):
     asap(ann / "one.xml", ("Tumour", (0, 0, 256, 256)))
     (status,) = label(task="coords").statuses
-    assert status.warnings == ("one.xml has no outline of Tumor, metastases: it has Tumour 1",)
+    assert status.warnings == (
+        "one.xml has no outline of 'Tumor', 'metastases': it has 1 of 'Tumour'",
+    )
     assert status.labels == {"normal": 48, "tumor": 0}
 
 

@@ -119,6 +119,12 @@ def test_what_a_task_gives_back_is_looked_at(act, capsys):
         ("task=bare", "not installed. Install with: pip install no-such-library", 1),
         ("task=needy", "task=needy needs slides: name files, folders or a CSV manifest.", 2),
         ("task=learn batch_size=0", "batch_size=0 must be at least 1.", 1),
+        (
+            "task=other tiler.size=64 labels.classes.tumor=[A]",
+            "goes by the tiles that are there, and tiler.size, labels.classes.tumor would change",
+            2,
+        ),
+        ("task=other +encoder@encoder.x=handcrafted", "and encoder would change nothing", 2),
     ],
 )
 def test_what_cannot_begin_is_refused_and_nothing_is_done(words, told, code, capsys):
@@ -217,11 +223,22 @@ def test_in_python_numbers_may_be_numpys_and_paths_paths():
         ("lern", {}, PluginError, "Did you mean 'learn'"),
         ("needy", {}, ConfigError, "needs slides"),
         ("bare", {}, MissingDependencyError, "pip install no-such-library"),
+        ("other", {"tiler": {"grid": {"size": 64}}}, ConfigError, "and tiler would change"),
+        ("other", {"annotations": "a"}, ConfigError, "and annotations would change nothing"),
     ],
 )
 def test_in_python_what_cannot_be_done_raises(name, options, error, told):
     with pytest.raises(error, match=told):
         microtome.run_task(name, "out", **options)
+
+
+def test_a_task_of_what_is_there_is_told_which_tiling_and_by_which_reader(capsys):
+    words = ["task=other", "output=out", "tiler.name=a", "reader=tiff", "writer=zarr"]
+    assert main(words) == 0
+    assert SEEN.pop()[1].config.tiling == "a"
+    outcome = microtome.run_task("other", "out", tiling="a", reader="tiff")
+    assert outcome.lines
+    assert SEEN.pop()[1].config.tiling == "a"
 
 
 def test_a_run_of_slides_is_no_task():

@@ -96,9 +96,15 @@ def test_difference_names_keys_and_both_values():
     )
 
 
-def test_difference_shortens_digests():
-    text = difference({"tissue": "a" * 64}, {"tissue": "b" * 64})
-    assert text == "tissue was aaaaaaaaaaaa… and is bbbbbbbbbbbb…"
+def test_difference_does_not_show_two_digests():
+    old, new = ({"tiles": c * 64, "slides": {"cmu": {"labels": f"sha256:{c * 64}"}}} for c in "ab")
+    assert difference(old, new) == "tiles changed; slides.cmu.labels changed"
+
+
+def test_difference_shortens_what_is_long():
+    path = "/data/" + "a" * 64
+    text = difference({"tissue": "a" * 64, "path": path}, {"path": "b"})
+    assert text == "tissue was aaaaaaaaaaaa… and is its default; path was /data/aaaaaa… and is 'b'"
 
 
 def test_difference_of_equals():

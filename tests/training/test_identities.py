@@ -114,7 +114,7 @@ def test_other_features_in_the_place_of_imported_ones_are_trained_on_anew(import
     assert "already trained" in capsys.readouterr().out
     pass_for_imported(imported, "trident", "second", only="slide_01")
     assert main(words) == 1
-    assert "features.slide_01 was" in capsys.readouterr().err
+    assert "features.slide_01 changed" in capsys.readouterr().err
 
 
 def test_features_that_were_encoded_have_their_own_identities(encoded, make_job):

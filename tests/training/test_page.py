@@ -273,6 +273,26 @@ def test_why_there_is_no_interval_is_told_once(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         notes = [row["note"] for row in csv.DictReader(file)]
     assert sum(why in note for note in notes) > 5
+    assert report.lines()[-1] == f"  {why}: no interval"
+    text = text_of(report.page)
+    assert "draws of" not in text
+    assert "<dt>Intervals</dt><dd>none</dd>" in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_what_made_the_model_is_told_in_words_and_what_is_empty_not_at_all(tmp_path):
+    options = {"max_epochs": 3, "ohem": {"ratio": 0.0}, "betas": [0.9, 0.99], "split": {}}
+    model = {"digest": "abc", "options": options, "weights": {}, "note": None, "sha": ""}
+    report = evaluate(make_predictions(model=model), tmp_path, options=FEW)
+    told = text_of(report.page).partition('id="provenance"')[2]
+    in_words = "max_epochs 3, ohem ratio 0.0, betas 0.9, 0.99"
+    assert f"<dt>Model: options</dt><dd>{in_words}</dd>" in told
+    assert "<dt>Model: digest</dt><dd>abc</dd>" in told
+    assert "{" not in told
+    for name in ("weights", "note", "sha"):
+        assert f"Model: {name}" not in told
+    assert "percentiles of 40 draws of 8 slides" in told
+    assert not any("no interval" in line for line in report.lines())
 
 
 def test_a_heatmap_is_the_picture_of_a_slide_that_has_one(output, make_job, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -160,7 +161,7 @@ def test_other_model_of_the_same_name_is_refused_and_force_replaces(slides, tmp_
     capsys.readouterr()
     assert predict(*words) == 3
     told = capsys.readouterr()
-    assert "model was" in told.err
+    assert "model changed" in told.err
     assert "predict.name=" in told.err
     assert np.array_equal(stored(tmp_path / "patches/a.h5")[0], first)
     assert predict(*words, "predict.name=second") == 0
@@ -359,6 +360,26 @@ def test_labels_go_with_the_predictions(slides, tmp_path):
     assert np.array_equal(predictions.label[of_a], (centres < 400).astype(int))
     assert (predictions.label[~of_a] == 0).all()
     assert [row["label"] for row in table(folder / "slides.csv")] == ["1", "0"]
+
+
+def test_classes_that_the_model_does_not_know_are_counted_once(labelled, tmp_path, capsys):
+    output = shutil.copytree(labelled, tmp_path / "out")
+    best(output, classes=("normal", "stroma"))
+    predictions = output / "predictions" / "model" / "predictions.parquet"
+    words = (f"output={output}", "heatmap.kind=none", "heatmap.png=false")
+    assert predict(*words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "does not know" in line]
+    found = read_predictions(predictions)
+    with h5py.File(output / "patches" / "slide_01.h5") as file:
+        label = file["columns/label"][:]
+    assert (label == 1).any()
+    assert (found.label[found.slide == 0] == np.where(label == 0, 0, -1)).all()
+    stores = [h5py.File(path) for path in sorted((output / "patches").glob("*.h5"))]
+    count = sum(int((store["columns/label"][:] == 1).sum()) for store in stores)
+    for store in stores:
+        store.close()
+    assert len(told) == 1
+    assert told[0].endswith(f"in the tables: {count} of tumor; it knows normal, stroma")
 
 
 def test_tiles_may_come_in_any_order_and_of_several_slides(done, job_of):

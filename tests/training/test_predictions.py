@@ -24,7 +24,7 @@ from microtome_training.tiles import Tiles
 
 
 def same(one, two):
-    names = ("slide_ids", "patient_ids", "splits", "classes", "model", "sources")
+    names = ("slide_ids", "patient_ids", "splits", "classes", "model", "sources", "labelled")
     arrays = ("slide", "coords", "label", "probabilities")
     assert all(getattr(one, name) == getattr(two, name) for name in names)
     assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
@@ -38,6 +38,7 @@ def test_what_is_written_is_read(tmp_path, classes):
         patients=True,
         model={"digest": "abc", "seed": 42},
         sources={"slide00": "/slides/a b.svs"},
+        labelled={"slide00": {"coords": "c", "labels": "l"}},
     )
     write_predictions(tmp_path / "p.parquet", made)
     assert same(read_predictions(tmp_path / "p.parquet"), made)

@@ -363,7 +363,7 @@ def test_a_run_places_the_tiles_of_a_sample(output, cohort, make_job, sample, ca
     other = sample(cohort.manifest, per_slide=3, name="other")
     capsys.readouterr()
     assert place(output, other, cohort.slides[0].path, "mpp=0.5") == 3
-    assert "made by another configuration: tiles.sample was" in capsys.readouterr().err
+    assert "made by another configuration: tiles.sample changed" in capsys.readouterr().err
     assert files(output / "balanced") == first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -13,6 +14,7 @@ from tile_tables import make_tiles, of_slide, tiled
 from microtome.__main__ import main
 from microtome.errors import InputError, TaskError
 from microtome.plugin.registry import get_registry
+from microtome_training.reading import require_features
 from microtome_training.stores import read_stores, read_tiles, root
 from microtome_training.tiles import join
 
@@ -82,6 +84,18 @@ def test_features_are_read_from_the_store_of_a_slide(output, cohort, make_job):
         assert len(stored.features("handcrafted")) == len(stored.coords)
 
 
+def test_features_that_a_slide_lacks_are_told_with_those_that_it_has(labelled, make_job):
+    slide = read_tiles(make_job(labelled)).slides[0]
+    with pytest.raises(TaskError, match=r"slide_01 holds no features of 'uni'\. Make them first"):
+        require_features(slide, "uni")
+    slide = replace(slide, features=("handcrafted", "uni"))
+    told = r"holds features of handcrafted, uni, and none of 'handcraftd'\. "
+    with pytest.raises(TaskError, match=told + "Did you mean 'handcrafted'"):
+        require_features(slide, "handcraftd")
+    with pytest.raises(TaskError, match=r"none of 'conch'\. Make them first"):
+        require_features(slide, "conch")
+
+
 def test_slides_without_labels_are_left_out_or_refused(output, cohort, make_job, tmp_path):
     bare = tmp_path / "bare"
     slide = str(cohort.slides[0].path)
@@ -111,6 +125,20 @@ def test_a_tiling_is_named_or_the_only_one(labelled, cohort, make_job, tmp_path)
     assert root(make_job(out, tiling="coarse")) == out / "coarse"
     with pytest.raises(TaskError, match=r"choose one with tiler\.name=, of coarse, fine"):
         root(make_job(out))
+
+
+def test_images_alone_are_no_tiles_and_the_ways_out_are_told(labelled, make_job, tmp_path):
+    out = tmp_path / "out"
+    for folder in (out, out / "balanced"):
+        (folder / "lmdb").mkdir(parents=True)
+        (folder / "lmdb" / "a.lmdb").touch()
+    (out / "status").mkdir()
+    told = r"(holds tiles as images alone \(lmdb\)).*sample=NAME.*writer=\[hdf5,lmdb\]"
+    for name, place in (("balanced", out / "balanced"), ("", out)):
+        with pytest.raises(TaskError, match=f"^{place} {told}"):
+            root(make_job(out, tiling=name))
+    shutil.copytree(labelled / "patches", out / "balanced" / "patches")
+    assert root(make_job(out, tiling="balanced")) == out / "balanced"
 
 
 def test_slides_that_do_not_go_together_are_refused():

@@ -327,7 +327,7 @@ def test_a_models_file_cannot_tell_timm_what_we_do_not(trained, tmp_path):
         (["model=resnet5O"], "neither small_cnn, linear, mlp nor a model of timm"),
         (["model=linear"], "train.model=linear takes features"),
         (["features=uni"], "train.model=small_cnn takes pixels"),
-        (["features=uni", "model=mlp", "input_size=null"], "of features, and not 'uni'"),
+        (["features=uni", "model=mlp", "input_size=null"], "holds no features of 'uni'"),
         (["patches_folder=nowhere"], "nowhere holds no patch store"),
         (["precision=fp16"], "fp16 needs a GPU"),
         (["weights=none.pt"], "none.pt names no file"),
@@ -440,6 +440,6 @@ def test_mistakes_are_told_and_trainings_reused_before_torch_is_imported(trained
     words = [sys.executable, "-c", TOLD_FIRST, ",".join(HEAVY), *map("|".join, lines)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "already trained" in done.stdout
-    for told in ("lack.csv", "lack.parquet", "lack.pt", "and not 'uni'"):
+    for told in ("lack.csv", "lack.parquet", "lack.pt", "no features of 'uni'"):
         assert told in done.stderr
     assert done.stdout.count("imported []") == len(lines)

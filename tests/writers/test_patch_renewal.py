@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from writers.patch_runs import (
@@ -13,6 +14,7 @@ from writers.patch_runs import (
     TILING,
     draw,
     labels_of,
+    make,
     open_patches,
     outline,
     place,
@@ -42,8 +44,31 @@ def test_it_is_known_again_without_the_other_writers(slide, store, capsys):
         assert f"1 {state}" in said.out
     assert "have no label" not in said.err
     record = json.loads((slide / "out/status/a.svs.json").read_text())
+    assert "tiles by label: normal " in said.out
+    assert record["labels"]["unlabelled"] == 2
     assert record["tiles"] == len(open_patches(slide / "out", store)) + 2  # two are excluded
     assert main(["verify", str(slide / "out")]) == 0
+
+
+def test_reused_slides_are_counted_by_label_beside_those_that_are_done(tmp_path, capsys):
+    out = make(tmp_path) / "out"
+    counted = []
+    for _ in range(2):
+        assert run(tmp_path, out, writer="writer=lmdb") == 0
+        told = capsys.readouterr().out
+        counted.append(next(line for line in told.splitlines() if line.startswith("tiles by")))
+        place(out, "lmdb").unlink()
+    assert "1 done, 1 reused" in told
+    assert counted[0] == counted[1]
+
+
+def test_where_labels_are_stored_nowhere_it_is_said_of_how_many_slides(tmp_path, capsys):
+    out = make(tmp_path) / "out"
+    assert run(tmp_path, out, writer="writer=png") == 0
+    assert "tiles by label: normal" in capsys.readouterr().out
+    shutil.rmtree(place(out, "png"))
+    assert run(tmp_path, out, writer="writer=png") == 0
+    assert "tiles by label (1 of 2 slides): normal" in capsys.readouterr().out
 
 
 def test_tiles_without_a_label_are_left_out_and_told(slide, capsys):
@@ -95,9 +120,9 @@ def test_another_tiling_is_refused_as_ever_and_replaced_by_force(slide, capsys):
 def test_without_labels_it_is_refused_before_any_work(slide, capsys):
     words = [str(slide / "slides"), f"output={slide / 'out'}", "engine=inline", *TILING]
     assert main([*words, "writer=lmdb"]) == 2
-    assert "writer=lmdb stores tiles with their labels, and nothing labels them" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "writer=lmdb stores tiles with their labels, and labels.classes is not given" in told
+    assert "annotation_path, also where the output is labelled already" in told
     assert not (slide / "out").exists()
     assert main([*words, *CLASSES, "writer=lmdb"]) == 2
     assert "annotations=FOLDER" in capsys.readouterr().err

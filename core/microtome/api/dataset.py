@@ -76,7 +76,8 @@ class _Origin:
         path = self.ref.path
         if not path.is_file():
             raise SlideOpenError(
-                f"{path} is not there. Say where the slide is: TileDataset(…, slides="
+                f"{path} is not there. Say where the slide is: on the command line name the "
+                "slides, or a manifest of them; in Python give TileDataset(…, slides="
                 f"{{{self.ref.slide_id!r}: PATH}})."
             )
         if self.print and fingerprint(path, Companions().of(path).companions) != self.print:

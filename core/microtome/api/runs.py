@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from microtome.errors import ConfigError
 from microtome.plugin.files import add_files, find_files
 from microtome.plugin.options import configure, tasks_with
 from microtome.plugin.registry import Registry, get_registry
-from microtome.plugin.specs import PluginSpec
+from microtome.plugin.specs import PluginSpec, TaskSpec
 from microtome.plugin.wording import of_task, unknown
 from microtome.run.job import TaskOutcome
 from microtome.run.labelling import LabelSettings
@@ -34,7 +34,7 @@ from microtome.run.settings import (
     TissueSettings,
 )
 from microtome.run.summary import RunResult, join_results
-from microtome.run.tasks import do_task
+from microtome.run.tasks import do_task, refuse_unread
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One plugin, several, or several with their options: ``{"resnet18": {"weights": "random"}}``."""
@@ -133,6 +133,7 @@ def run_task(
     for key in others:
         if key not in _RUN_TAKES and (tasks := tasks_with(key, registry)):
             raise ConfigError(of_task(key, tasks, spec.name))
+    refuse_unread(cast(TaskSpec, spec), others)
     config, registry = compose(slides, Path(output), others)
     told = {"task": spec.name, spec.name: json.loads(json.dumps(own, default=str))}
     config = replace(

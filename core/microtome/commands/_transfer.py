@@ -61,12 +61,15 @@ def tell(outcomes: Iterable[Outcome]) -> int:
         The exit code: 3 if one failed.
     """
     failed = count = 0
+    warned: set[str] = set()
     for outcome in outcomes:
         count += 1
         failed += outcome.state == "failed"
         _say(f"{outcome.slide_id}\t{outcome.state}\t{outcome.text}")
         for warning in outcome.warnings:
-            sys.stderr.write(f"microtome: {one_line(warning)}.\n")
+            if warning not in warned:  # what is true of all slides is told once
+                sys.stderr.write(f"microtome: {one_line(warning)}.\n")
+        warned.update(outcome.warnings)
     _say(f"{count} slide{'s' * (count != 1)}, {failed} failed.")
     return EXIT_FAILED_SLIDES if failed else 0
 

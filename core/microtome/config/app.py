@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from microtome.config import argv as command_line
 from microtome.errors import ConfigError, MicrotomeError, StoreError, UnknownPluginError
 from microtome.plugin.files import add_files, find_files
 from microtome.plugin.registry import Registry, get_registry
-from microtome.plugin.specs import RUN_KINDS
+from microtome.plugin.specs import RUN_KINDS, TaskSpec
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -111,7 +111,13 @@ def _read(words: Sequence[str]) -> tuple[command_line.CommandLine, Registry]:
     registry = add_files(get_registry(), files)
     names = {kind: registry.names(kind) for kind in RUN_KINDS}
     tasks = {e.spec.name: [f.name for f in fields(e.spec.config)] for e in registry.entries("task")}
-    return command_line.parse(words, names, tasks), registry
+    line = command_line.parse(words, names, tasks)
+    if (task := command_line.chosen_task(line.overrides)) in tasks:
+        from microtome.run.tasks import refuse_unread
+
+        spec = registry.find("task", task).spec
+        refuse_unread(cast(TaskSpec, spec), command_line.keys_of(line.overrides))
+    return line, registry
 
 
 def say(text: str) -> int:

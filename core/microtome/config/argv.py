@@ -129,6 +129,11 @@ def chosen_task(words: Iterable[str]) -> str:
     return chosen[-1] if chosen else ""
 
 
+def keys_of(words: Iterable[str]) -> list[str]:
+    """Give the keys of words, without signs and packages, in their order."""
+    return [match["key"] for word in words if (match := _KEY.match(word))]
+
+
 def head_of(word: str) -> str:
     """Give the first part of a word's key: ``ohem`` of ``ohem.ratio=3``."""
     return re.split(r"[.=]", word, maxsplit=1)[0]

@@ -95,17 +95,25 @@ def summarise(plan: RunPlan, result: RunResult) -> str:
         if config.visualize:
             lines.append(f"overlays: {plan.layout.visualization_folder}")
     lines += _patients(plan, result)
-    for what in _TOLD:
-        tiles: Counter[str] = Counter()
-        for status in result.statuses:
-            tiles.update(getattr(status, what))
-        if tiles:
-            lines.append(f"tiles {_TOLD[what]}: {', '.join(f'{k} {n}' for k, n in tiles.items())}")
-        if what == "labels" and (empty := [name for name, count in tiles.items() if not count]):
-            lines.append(f"no tile is {' or '.join(empty)}")
+    lines += _tiles(result)
     lines += _failed(result)
     lines += _account(result)
     return "\n".join(lines) + "\n"
+
+
+def _tiles(result: RunResult) -> Iterator[str]:
+    """Count tiles by what is known of them, and say of how many slides where that is not all."""
+    tiled = sum(bool(status.tiles) for status in result.statuses)
+    for what, told in _TOLD.items():
+        tiles: Counter[str] = Counter()
+        for status in result.statuses:
+            tiles.update(getattr(status, what))
+        of = sum(bool(status.tiles and getattr(status, what)) for status in result.statuses)
+        some = f" ({of} of {tiled} slides)" if what == "labels" and of < tiled else ""
+        if tiles:
+            yield f"tiles {told}{some}: {', '.join(f'{k} {n}' for k, n in tiles.items())}"
+        if what == "labels" and (empty := [name for name, count in tiles.items() if not count]):
+            yield f"no tile is {' or '.join(empty)}"
 
 
 def _patients(plan: RunPlan, result: RunResult) -> Iterator[str]:

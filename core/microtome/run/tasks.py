@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,15 @@ from microtome.store.atomic import restore_below, sweep
 from microtome.store.layout import OutputLayout, taken_folders
 from microtome.store.publish import write_json
 from microtome.store.survey import find_tilings
+
+_MAKING = frozenset(
+    {
+        "annotations", "dense_dtype", "encoder", "feature_dtype", "filter", "inspector", "labels",
+        "latents", "patient_encoder", "quality", "region_features", "segmenter", "slide_encoder",
+        "tiler", "tissue", "visualize",
+    }
+)  # fmt: skip
+"""First parts of the options that say how tiles, their labels and their features are made."""
 
 EXIT_STOPPED = 1
 EXIT_INTERRUPTED = 130
@@ -94,6 +103,25 @@ def do_task(config: RunConfig, registry: Registry, reporter: Reporter) -> TaskOu
         # Why it was broken off is told, not that this could not be written down.
         with nullcontext() if "outcome" in ended else suppress(StoreError):
             _write_record(config, started, ended | seconds)
+
+
+def refuse_unread(spec: TaskSpec, keys: Iterable[str]) -> None:
+    """Refuse options that a task would not read: of tissue, tiles, labels and encoders.
+
+    Args:
+        spec: The task.
+        keys: What a user gave, ``tiler.size``; ``tiler.name`` says which tiling is meant.
+
+    Raises:
+        ConfigError: If it goes by what is there, and some say how that is made.
+    """
+    unread = [key for key in keys if key.partition(".")[0] in _MAKING and key != "tiler.name"]
+    if unread and not spec.takes_slides:
+        raise ConfigError(
+            f"task={spec.name} goes by the tiles that are there, and {', '.join(unread)} would "
+            f"change nothing: leave {'it' if len(unread) == 1 else 'them'} out, or run without "
+            f"task={spec.name} first, to make the tiles so."
+        )
 
 
 def _put_right(config: RunConfig, registry: Registry) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
@@ -27,7 +28,8 @@ IDENTITY_FIELDS = "identity_fields"
 """Attribute of every output: what was hashed, as JSON, so that a difference can be named."""
 
 _ENDS = 1 << 20  # bytes hashed at each end of a file: headers, and where TIFF tags often lie
-_DIGEST = 64
+_LONG = 64
+_DIGEST = re.compile("(sha256:)?[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
     Returns:
         For example ``"tiler.step was 256 and is 128; encoder.weights was its default and is
-        'a.pt'"``, or ``"nothing that was recorded"``.
+        'a.pt'"``, ``"tiles changed"`` where two digests differ, or ``"nothing that was
+        recorded"``.
     """
     before, after = dict(_flatten(_canonical(old))), dict(_flatten(_canonical(new)))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
@@ -106,8 +109,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     both = before.keys() & after.keys()
     told = [n for n in names if n in both or n.rpartition(".")[2] not in SPEC_FIELDS]
     names = told or names
-    parts = (f"{n} was {_say(before, n)} and is {_say(after, n)}" for n in names)
-    return "; ".join(parts) or "nothing that was recorded"
+    return "; ".join(_tell(name, before, after) for name in names) or "nothing that was recorded"
 
 
 def fingerprint(path: Path, companions: Sequence[Path] = ()) -> str:
@@ -193,11 +195,17 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _tell(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if all(_DIGEST.fullmatch(str(values.get(name))) for values in (before, after)):
+        return f"{name} changed"
+    return f"{name} was {_say(before, name)} and is {_say(after, name)}"
+
+
 def _say(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "its default"
     value = values[name]
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) >= _DIGEST else repr(value)
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) >= _LONG else repr(value)
 
 
 def _ends(path: Path) -> str:

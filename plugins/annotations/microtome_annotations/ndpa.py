@@ -67,10 +67,7 @@ def _frame(path: Path, slide: SlideInfo | None) -> _Frame:
     try:
         offset = np.array([float(slide.properties[name]) for name in _OFFSETS])
     except (KeyError, ValueError) as error:
-        raise AnnotationError(
-            f"{path} counts from the centre of the glass, and reader={slide.reader} does not say "
-            f"where in {slide.path} that is ({_OFFSETS[0]}). Read the slide with reader=openslide."
-        ) from error
+        raise AnnotationError(_without_centre(path, slide)) from error
     mpp = _own_mpp(slide)
     if mpp is None:
         raise AnnotationError(
@@ -79,6 +76,19 @@ def _frame(path: Path, slide: SlideInfo | None) -> _Frame:
         )
     scale = 1 / (1000 * mpp)
     return _Frame(scale, np.array([slide.width, slide.height]) / 2 - offset * scale)
+
+
+def _without_centre(path: Path, slide: SlideInfo) -> str:
+    if slide.path.suffix.casefold() == ".ndpi" and slide.reader != "openslide":
+        return (
+            f"{path} counts from the centre of the glass, and reader={slide.reader} does not say "
+            f"where in {slide.path} that is ({_OFFSETS[0]}). Read the slide with reader=openslide."
+        )
+    return (
+        f"{path} is in nm from the centre of the glass, and {slide.path} does not say where that "
+        f"is, as an NDPI does ({_OFFSETS[0]}). Label the NDPI that it was drawn on, or give "
+        "outlines in this slide's pixels: QuPath's GeoJSON, ASAP's XML."
+    )
 
 
 def _own_mpp(slide: SlideInfo) -> NDArray[np.float64] | None:

@@ -60,7 +60,7 @@ class IndexPickleLayout:
             columns=(_LABEL,),
             attributes=(_ANNOTATION, "wsi_path"),
             shared=True,
-            warnings=_left_out(slide),
+            warnings=(*_left_out(slide), *_taken_together(slide)),
         )
 
     def find(self, folder: Path) -> Mapping[str, FoundSlide]:
@@ -192,6 +192,12 @@ def _points(slide: TiledSlide, level: int) -> NDArray[np.int64]:
 def _left_out(slide: TiledSlide) -> tuple[str, ...]:
     count = int((np.asarray(slide.columns[_LABEL]) < 0).sum())
     return (f"{slide.slide_id}: {count} tiles without a label are left out",) if count else ()
+
+
+def _taken_together(slide: TiledSlide) -> tuple[str, ...]:
+    _, *others = map(str, parse_list(slide.attributes[_CLASSES]))
+    told = f"the index knows two classes: {', '.join(others)} are all is_tumor 1 in it"
+    return (told,) if len(others) > 1 else ()
 
 
 def _triples(points: NDArray[np.int64], tumor: NDArray[np.int64]) -> list[tuple[int, ...]]:

@@ -36,6 +36,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.sampling.task:SampleTask",
         summary="Draw a balanced sample of labelled tiles",
         config=SampleConfig,
+        takes_slides=False,
         folders=("samples",),
         requires=("pyarrow",),
         install="pip install 'microtome[parquet]'",
@@ -54,6 +55,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.training.task:TrainTask",
         summary="Train a classifier of tiles and measure it on other slides",
         config=TrainConfig,
+        takes_slides=False,
         folders=("training",),
         requires=("lightning_fabric", "torchvision", "timm", "jinja2", *_REQUIRES),
         install=_INSTALL,
@@ -63,6 +65,7 @@ def microtome_tasks() -> Iterator[TaskSpec]:
         target="microtome_training.evaluation.task:EvaluateTask",
         summary="Measure predictions of labelled tiles: tables, plots and a page",
         config=EvaluateConfig,
+        takes_slides=False,
         requires=("pyarrow", "sklearn", "matplotlib", "jinja2", "shapely"),
         install=_INSTALL,
     )

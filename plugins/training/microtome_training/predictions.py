@@ -49,6 +49,8 @@ class Predictions:
         classes: Their names, two or more; the first is the background.
         model: What made them, in plain values: ``digest``, ``seed``, what else is told.
         sources: Each slide's file as its run named it, where known.
+        labelled: By slide id, what the labels are of: ``coords``, the identity of its tiles, and
+            ``labels``, the digest of all of their labels, empty for a slide without; where known.
     """
 
     slide_ids: tuple[str, ...]
@@ -61,6 +63,7 @@ class Predictions:
     classes: tuple[str, ...]
     model: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    labelled: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what is no table of predictions.
@@ -139,6 +142,10 @@ class Predictions:
             classes=tuple(classes),
             model=dict(model),
             sources={slide.slide_id: slide.source for slide in slides if slide.source},
+            labelled={
+                slide.slide_id: {"coords": slide.identity, "labels": slide.labels}
+                for slide in slides
+            },
         )
 
     def __len__(self) -> int:
@@ -185,6 +192,7 @@ class Predictions:
             label=self.label[order],
             probabilities=self.probabilities[order],
             sources={name: self.sources[name] for name in ids if name in self.sources},
+            labelled={name: self.labelled[name] for name in ids if name in self.labelled},
         )
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Predictions:
@@ -230,6 +238,7 @@ def to_table(predictions: Predictions) -> pa.Table:
         "classes": list(predictions.classes),
         "model": dict(predictions.model),
         "sources": dict(predictions.sources),
+        "labelled": {name: dict(each) for name, each in predictions.labelled.items()},
     }
     text = json.dumps(about, ensure_ascii=True, sort_keys=True)
     return pa.table(columns).replace_schema_metadata({_KEY: text.encode()})
@@ -278,6 +287,7 @@ def _parse(table: pa.Table) -> Predictions:
         classes=classes,
         model=dict(about.get("model", {})),
         sources=dict(about.get("sources", {})),
+        labelled=dict(about.get("labelled", {})),
     )
 
 

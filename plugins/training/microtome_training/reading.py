@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +131,12 @@ def require_features(slide: TiledSlide, name: str) -> None:
         TaskError: If it has none of that name.
     """
     if name not in slide.features:
+        there, near = ", ".join(slide.features), get_close_matches(name, slide.features, 1)
+        none = f"features of {there}, and none of {name!r}" if there else f"no features of {name!r}"
+        hint = f"Did you mean {near[0]!r}? Else make" if near else "Make"
         raise TaskError(
-            f"{slide.slide_id} has {', '.join(slide.features) or 'nothing'} stored of features, "
-            f"and not {name!r}. Make them first: microtome SLIDES output=OUTPUT encoder={name}."
+            f"{slide.slide_id} holds {none}. {hint} them first: microtome SLIDES output=OUTPUT "
+            f"encoder={name}."
         )
 
 

@@ -40,6 +40,9 @@ class TiledSlide:
         identity: Digest of its coordinates' identity.
         fingerprint: Of the slide's content; empty where nothing says.
         features: Names of the feature sets that are stored beside the tiles.
+        labels: Digest of its tiles' labels, all of them; empty where it has none.
+        outlines: The file of outlines that its labels are of; None where nothing says.
+        outlines_digest: Of that file's content as it was labelled; empty where nothing says.
     """
 
     ref: SlideRef
@@ -50,6 +53,9 @@ class TiledSlide:
     identity: str
     fingerprint: str = ""
     features: tuple[str, ...] = ()
+    labels: str = ""
+    outlines: Path | None = None
+    outlines_digest: str = ""
 
     @property
     def slide_id(self) -> str:

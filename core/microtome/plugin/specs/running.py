@@ -35,12 +35,16 @@ class TaskSpec(PluginSpec):
     Attributes:
         needs_slides: Whether it has nothing to do without slides; otherwise it may go by what the
             output holds.
+        takes_slides: Whether it may take slides through the pipeline. To one that goes by what is
+            there already, options of tissue, tiles, labels and encoders say nothing, and a command
+            line that gives it some is refused.
         folders: Names of the folders that it makes below a tiling's root, which no tiling may have.
     """
 
     kind: ClassVar[str] = "task"
 
     needs_slides: bool = False
+    takes_slides: bool = True
     folders: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -164,12 +165,10 @@ class _Export:
         with self._open(slide_id) as slide:
             files = self._name_files(slide)
             written = self._files(slide, [file for file in files if not file.shared])
-            held = [n for n in slide.features if any(n in file.features for file in files)]
-            told = ", ".join(held) or "coordinates alone"
             outcome = Outcome(
                 slide_id=slide_id,
                 state="exported" if written else "reused",
-                text=f"{len(slide.coords)} tiles, {told}",
+                text=f"{len(slide.coords)} tiles, {_tell_held(files)}",
                 warnings=tuple(text for file in files for text in file.warnings),
             )
             parts = {
@@ -285,6 +284,13 @@ class _Export:
         if file.tissue and slide.tissue is not None:
             fields["tissue"] = hashes((slide.tissue,))[slide.tissue.name]
         return make_identity("export", fields)
+
+
+def _tell_held(files: Collection[LayoutFile]) -> str:
+    """Say what files hold of a slide beside its coordinates."""
+    each = ((*f.features, *f.embeddings, *f.predictions, *f.columns) for f in files)
+    tissue = ["tissue"] * any(f.tissue for f in files)
+    return ", ".join(dict.fromkeys(chain(*each, tissue))) or "coordinates alone"
 
 
 @dataclass(frozen=True)

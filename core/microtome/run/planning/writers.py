@@ -129,8 +129,10 @@ def _refuse_unlabelled(
     spec = registry.find("tiler", config.tiler.plugin).spec
     if not getattr(spec, "labels", False):
         raise ConfigError(
-            f"writer={names[0]} stores tiles with their labels, and nothing labels them: give "
-            "annotations=FOLDER and labels.classes.NAME=[GROUP,…], or a tiler that brings labels."
+            f"writer={names[0]} stores tiles with their labels, and labels.classes is not given: "
+            "say which groups of outlines are what, labels.classes.tumor=[Tumor,metastases], with "
+            "annotations=FOLDER or a manifest's annotation_path, also where the output is labelled "
+            "already; or take a tiler that brings labels."
         )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome._version import __version__
 from microtome.run.planning.budget import Threads
@@ -21,6 +21,9 @@ from microtome.slide.opening import OpenedSlide
 from microtome.slide.types import SlideInfo, SlideRef, TileGeometry
 from microtome.store.identity import Identity
 from microtome.store.passports import PASSPORT
+
+if TYPE_CHECKING:
+    from microtome.run.slides.holdings import Holdings
 
 RESAMPLE_VERSION = 1
 """Raised when the pixels that a recipe gives change."""
@@ -212,3 +215,15 @@ def provenance() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return MappingProxyType(found)
+
+
+def patient_of(attributes: Mapping[str, Any]) -> str:
+    """Give the patient that a store knows its slide to be of; empty where it knows none."""
+    return str(attributes.get("patient_id", ""))
+
+
+def tell_patients(holdings: Holdings, ref: SlideRef) -> list[str]:
+    """Say that a slide is another patient's now than what is there says."""
+    before = {patient_of(h.attributes) for h in holdings.stores if h.kept and h.reassigned} - {""}
+    told = f"of patient {ref.patient_id} now, and no longer of"
+    return [f"{told} {name}; all else kept" for name in sorted(before)]

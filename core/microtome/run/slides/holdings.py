@@ -19,6 +19,7 @@ from microtome.plugin.specs import WriterSpec
 from microtome.run.planning.models import array_keys
 from microtome.run.planning.plan import RunPlan
 from microtome.run.planning.writers import PlannedImages, PlannedStore
+from microtome.run.slides.attributes import patient_of
 from microtome.run.slides.dense import list_undense, wanted_arrays
 from microtome.run.slides.identities import (
     differs_by_labels,
@@ -66,6 +67,7 @@ class StoreHolding:
         unscored: Names of the inspectors whose columns are to be added.
         relimited: Whether limits on columns that are there have changed.
         relabelled: Whether labels are to be added, or made anew.
+        reassigned: Whether the run says another patient's than what is there.
         ungrouped: Names of the feature sets to add by region.
         unembedded: Names of the slide encoders whose arrays are to be added.
         undense: Token grids and attention to add, as ``group/name``.
@@ -82,6 +84,7 @@ class StoreHolding:
     unscored: tuple[str, ...] = ()
     relimited: bool = False
     relabelled: bool = False
+    reassigned: bool = False
     bare: bool = False
     ungrouped: tuple[str, ...] = ()
     unembedded: tuple[str, ...] = ()
@@ -100,7 +103,7 @@ class StoreHolding:
     @property
     def complete(self) -> bool:
         """Whether there is nothing to write."""
-        changed = self.relimited or self.relabelled
+        changed = self.relimited or self.relabelled or self.reassigned
         return self.computed and not (changed or self.ungrouped or self.unembedded)
 
 
@@ -265,6 +268,7 @@ def _hold(
                 for each in plan.inspectors
                 if each.name in quality
             ),
+            reassigned=ref.patient_id not in ("", patient_of(stored.attributes)),
             ungrouped=list_ungrouped(plan, stored, path, wanted),
             undense=list_undense(plan, stored, path, wanted),
         )

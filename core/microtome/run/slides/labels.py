@@ -22,6 +22,7 @@ from microtome.run.planning.labels import (
 )
 from microtome.run.planning.plan import RunPlan
 from microtome.slide.labels import (
+    LABEL,
     UNLABELLED,
     Labels,
     call_by_named,
@@ -170,7 +171,7 @@ class SlideLabels:
         named = replace(label_rule(settings), exclude_others=False)
         groups = count_groups(annotations)
         others = {group: n for group, n in groups.items() if not named.is_used(group)}
-        listed = ", ".join(f"{group or 'no group'} {n}" for group, n in sorted(others.items()))
+        listed = ", ".join(f"{n} of {_called(group)}" for group, n in sorted(others.items()))
         if others and settings.others is OtherGroups.fail:
             raise AnnotationError(
                 f"{file} has outlines of groups that no class names: {listed}. Name them in "
@@ -178,11 +179,16 @@ class SlideLabels:
             )
         if len(others) == len(groups):
             there = f"it has {listed}" if listed else "it has no outline with an area"
-            wanted = ", ".join(g for own in settings.classes.values() for g in own)
+            wanted = ", ".join(_called(g) for own in settings.classes.values() for g in own)
             self.warnings.append(f"{file.name} has no outline of {wanted}: {there}")
         elif others:
             done = "excluded" if settings.others is OtherGroups.exclude else "left aside"
             self.warnings.append(f"outlines {done}, of groups that no class names: {listed}")
+
+
+def _called(group: str) -> str:
+    """Name a group so that it cannot be taken for how many there are."""
+    return repr(group) if group else "no group"
 
 
 def give_labels(
@@ -253,6 +259,13 @@ def count_kept(
     if labels is not None:
         return tell_labels(labels.of(coords).columns, labels.attributes)
     return tell_labels(grid.columns, grid.attributes) if len(coords) == len(grid) else {}
+
+
+def count_given(
+    grid: TileGrid, coords: NDArray[np.int32], labels: SlideLabels | None
+) -> dict[str, int]:
+    """Count as `count_kept`, where a grid has labels: that of a slide with patch stores alone."""
+    return count_kept(grid, coords, labels) if LABEL in grid.columns else {}
 
 
 def tell_renewal(holdings: Holdings, labels: SlideLabels) -> list[str]:

@@ -26,6 +26,7 @@ from microtome.run.planning.target import check_regions, level_misfits
 from microtome.run.progress import Reporter
 from microtome.run.settings import OVERLAYS
 from microtome.run.slides.ahead import taking_along
+from microtome.run.slides.attributes import tell_patients
 from microtome.run.slides.holdings import take_stock
 from microtome.run.slides.identities import (
     asked_for,
@@ -35,7 +36,7 @@ from microtome.run.slides.identities import (
     slide_identity,
 )
 from microtome.run.slides.images import tell_stale_labels
-from microtome.run.slides.labels import count_kept, give_labels, tell_renewal
+from microtome.run.slides.labels import count_given, count_kept, give_labels, tell_renewal
 from microtome.run.slides.overlays import draw_overlays
 from microtome.run.slides.production import Production
 from microtome.run.slides.tissue import TissueFiles, find_tissue, why_empty
@@ -205,11 +206,12 @@ class SlideWork:
                 writer.name: self.plan.layout.slide(writer.spec, self.ref.slide_id)
                 for writer in self.plan.writers
             }
-            self.warnings += holdings.warnings
+            self.warnings += [*holdings.warnings, *tell_patients(holdings, self.ref)]
             self.dropped, self.reasons = holdings.dropped, holdings.reasons
             self.labels = holdings.labels
         if holdings.complete:
             coords = grid.coords if holdings.coords is None else holdings.coords
+            self.labels = self.labels or count_given(grid, coords, labels)
         else:
             if self.plan.encoders and hasattr(self.plan.segmenter, "release"):
                 self.plan.segmenter.release()

@@ -16,7 +16,7 @@ from microtome.run.planning.budget import Threads
 from microtome.run.planning.encoders import PlannedEncoder
 from microtome.run.planning.outputs import EMBEDDING, check_space
 from microtome.run.planning.quality import Inspection
-from microtome.run.slides.attributes import feature_attributes, slide_attributes
+from microtome.run.slides.attributes import feature_attributes, patient_of, slide_attributes
 from microtome.run.slides.dense import (
     dense_attributes,
     dense_identity,
@@ -265,7 +265,12 @@ class Production:
         whole = SlideContent(
             coords=content.coords,
             columns={**content.columns, **holding.columns},
-            attributes={**content.attributes, "writer": holding.store.fields, **holding.attributes},
+            attributes={
+                **content.attributes,
+                "writer": holding.store.fields,
+                **holding.attributes,
+                **self._patient(),
+            },
             features={name: content.features[name] for name in holding.missing},
             arrays={
                 **region_arrays(self.grid, self.identity),
@@ -309,14 +314,20 @@ class Production:
         both = replace(
             content,
             columns={**content.columns, **found.columns},
-            attributes={**content.attributes, **found.attributes},
+            attributes={**content.attributes, **found.attributes, **self._patient()},
         )
         revised = self._labelled(self._judged(both, {**there, **mine}))
         limits_stay = all(n in there and there[n].limits == mine[n].limits for n in mine)
         made_of = (each.attributes.get(LABELS_IDENTITY) for each in (revised, found))
         labels_stay = len({*made_of}) == 1
-        same = limits_stay and labels_stay and revised.columns.keys() == found.columns.keys()
-        return None if same else revised
+        patient_stays = patient_of(revised.attributes) == patient_of(found.attributes)
+        stay = limits_stay and labels_stay and patient_stays
+        return None if stay and revised.columns.keys() == found.columns.keys() else revised
+
+    def _patient(self) -> dict[str, str]:
+        """Say whose the slide is, if the run does."""
+        patient = self.work.ref.patient_id
+        return {"patient_id": patient} if patient else {}
 
     def _labelled(self, content: SlideContent) -> SlideContent:
         """Label a slide's tiles anew, in a run that does."""

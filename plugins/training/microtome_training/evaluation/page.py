@@ -39,6 +39,9 @@ _NAMES = {
     "f1": "F1",
     "ece": "Calibration error (ECE)",
 }
+RELABELLED = "Labels changed since"
+"""Name of the fact which slides' labels are no longer those beside their predictions."""
+
 _LEVELS = {TILE: "Tiles", SLIDE_MAX: "Slides, by their highest tile"}
 
 
@@ -273,13 +276,25 @@ def _provenance(shown: Shown) -> list[tuple[str, str]]:
     told: dict[str, object] = {f"Model: {k}": v for k, v in shown.predictions.model.items()}
     told |= dict(shown.facts)
     told["Threshold"] = options.threshold
+    drawn = f"{options.bootstrap} draws of {measured.unit_count} {measured.units}"
     told["Intervals"] = (
-        f"{options.confidence:.0%}, percentiles of {options.bootstrap} draws of "
-        f"{measured.unit_count} {measured.units}, seed {options.seed}"
+        "none"
+        if measured.no_interval
+        else f"{options.confidence:.0%}, percentiles of {drawn}, seed {options.seed}"
     )
     told["Classes"] = ", ".join(shown.predictions.classes)
     told["microtome"] = __version__
-    return [(name, str(value)) for name, value in told.items()]
+    return [(name, text) for name, value in told.items() if (text := _plain(value))]
+
+
+def _plain(value: object) -> str:
+    """Tell a value in words; empty where there is nothing to tell."""
+    if isinstance(value, Mapping):
+        parts = {name: _plain(each) for name, each in value.items()}
+        return ", ".join(f"{name} {told}" for name, told in parts.items() if told)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return "" if value is None else str(value)
 
 
 def _jpeg(image: NDArray[np.uint8], longest: int) -> str:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome._version import __version__
-from microtome.errors import TaskError, one_line
+from microtome.errors import StoreError, TaskError, one_line
 from microtome.run.job import TaskOutcome
 from microtome.store.arrays import PREDICTIONS as PREDICTED
 from microtome.store.atomic import sweep, write_bytes, write_json
+from microtome_training.changed import find_relabelled
 from microtome_training.evaluation.curves import Plot, draw_plots, told_value
 from microtome_training.evaluation.levels import SLIDE_MAX, TILE, Metric
 from microtome_training.evaluation.metrics import Measured, SlideMeasures, measure
-from microtome_training.evaluation.page import Shown, metric_name, render_page
+from microtome_training.evaluation.page import RELABELLED, Shown, metric_name, render_page
 from microtome_training.evaluation.pictures import Pictures, SlidePictures, slide_openers
 from microtome_training.names import TRAINING
 from microtome_training.options.checks import check_measures
@@ -74,6 +75,7 @@ class Report:
         return (
             one_line(f"{self.split}: {counted}"),
             *(_line(each) for each in self.headlines()),
+            *([f"  {self.measured.no_interval}"] if self.measured.no_interval else ()),
         )
 
     def headlines(self) -> tuple[Metric, ...]:
@@ -192,19 +194,35 @@ class EvaluateTask:
         pictures = SlidePictures(openers, heatmaps_of(path.parent, predictions.classes))
         with job.reporter:
             job.reporter.note(f"{path}: {len(chosen)} tiles of {len(chosen.slide_ids)} slides")
+            relabelled = _tell_relabelled(chosen, job)
             report = evaluate(
                 predictions,
                 folder,
                 split=config.split,
                 options=config,
                 pictures=pictures,
-                facts={"Predictions": str(path)},
+                facts={"Predictions": str(path), RELABELLED: relabelled},
             )
         if config.csv_copy:
             write_predictions(folder / PREDICTIONS, chosen, csv=True)
         there = one_line(f"{path} has {_told_splits(predictions)}")
         lines = (there, *report.lines(), one_line(f"Page: {report.page}"))
         return TaskOutcome(lines=lines, record=record_of(report) | {"folder": str(folder)})
+
+
+def _tell_relabelled(predictions: Predictions, job: TaskJob) -> list[str]:
+    """Name the slides whose labels have changed since, and tell of them."""
+    try:
+        changed = find_relabelled(predictions, job)
+    except StoreError as error:  # which predictions that are there can do without
+        job.reporter.note(f"whether labels have changed since cannot be told: {error}")
+        return []
+    if changed:
+        job.reporter.note(
+            f"labels of {tell_some(changed)} have changed since these predictions were made: "
+            "predict again"
+        )
+    return changed
 
 
 def record_of(report: Report) -> dict[str, Any]:
@@ -311,6 +329,7 @@ def _as_json(shown: Shown) -> dict[str, Any]:
         "split": shown.split,
         "classes": list(shown.predictions.classes),
         "model": dict(shown.predictions.model),
+        "labels_changed": shown.facts.get(RELABELLED, []),
         "options": json.loads(json.dumps(asdict(shown.options), default=lambda enum: enum.value)),
         "drawn": {"units": measured.units, "count": measured.unit_count},
         "metrics": [_renamed(asdict(each)) for each in measured.metrics],

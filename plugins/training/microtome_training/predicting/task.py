@@ -23,6 +23,7 @@ from microtome.store.arrays import PREDICTIONS
 from microtome.store.atomic import sweep
 from microtome.store.identity import IDENTITY, Identity, make_identity
 from microtome.store.status import SlideStatus
+from microtome_training.changed import tell_edited
 from microtome_training.names import FEATURES
 from microtome_training.options.checks import check_heatmap
 from microtome_training.options.predict import PredictConfig
@@ -179,8 +180,7 @@ class _Prediction:
 
     def _read(self, slide_id: str, store: Path, writer: str) -> Tiles:
         ref = self.refs.get(slide_id)
-        tiles = read_slide(store, writer, self.job.registry, slide_id=slide_id, ref=ref)
-        return _relabelled(tiles, self.classifier.classes)
+        return read_slide(store, writer, self.job.registry, slide_id=slide_id, ref=ref)
 
     def _predict(self, tiles: Tiles) -> tuple[Predicted, str]:
         """Give a slide's predictions, new or stored, and which of both."""
@@ -240,6 +240,8 @@ class _Prediction:
         self.states["failed"] += len(failed.keys() - self.failures.keys())
         self.failures |= failed
         parts = list(self._gather(layout))
+        for note in self._notes([tiles for tiles, _ in parts]):
+            self.job.reporter.note(note)
         if parts:
             self._write([tiles for tiles, _ in parts], [found for _, found in parts])
         counts = ", ".join(f"{n} {state}" for state, n in sorted(self.states.items()) if n)
@@ -274,11 +276,26 @@ class _Prediction:
             patient_id = str(found.attributes.get("patient_id") or "")
             yield _of_patient(tiles, patient_id), found.probabilities
 
+    def _notes(self, parts: Sequence[Tiles]) -> Iterator[str]:
+        """Say what is not as one may take it in the labels of the tables."""
+        yield from tell_edited(part.slides[0] for part in parts)
+        known, lost = self.classifier.classes, Counter[str]()
+        for part in parts:
+            for number, name in enumerate(part.classes):
+                if name not in known:
+                    lost[name] += int((part.label == number).sum())
+        if told := [f"{count:,} of {name}" for name, count in lost.items() if count]:
+            yield (
+                f"tiles of classes that the model does not know have no label in the tables: "
+                f"{', '.join(told)}; it knows {', '.join(known)}"
+            )
+
     def _write(self, parts: Sequence[Tiles], found: Sequence[Floats]) -> None:
         ordered = sorted(
             zip(parts, found, strict=True), key=lambda part: part[0].slides[0].slide_id
         )
-        tiles = join([part for part, _ in ordered], mpp_ratio=math.inf)
+        known = [_relabelled(part, self.classifier.classes) for part, _ in ordered]
+        tiles = join(known, mpp_ratio=math.inf)
         probabilities = np.concatenate([each for _, each in ordered])
         classes, config = self.classifier.classes, self.config
         splits = read_split(self.classifier.path.parent.parent / SPLIT)

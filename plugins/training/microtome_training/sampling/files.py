@@ -19,7 +19,13 @@ from microtome.slide.types import TileGeometry
 from microtome.store.atomic import publish, wrap_errors
 from microtome.store.identity import IDENTITY, Identity
 from microtome_training.names import SAMPLES
-from microtome_training.stores import named_slides, read_stores, refuse_absent, root
+from microtome_training.stores import (
+    named_slides,
+    read_stores,
+    refuse_absent,
+    refuse_twins,
+    root,
+)
 from microtome_training.tiles import Tiles, join
 
 if TYPE_CHECKING:
@@ -93,7 +99,8 @@ class Sample:
             job: Whose output and tiling; if it names slides, only theirs.
 
         Raises:
-            TaskError: If the tiles or their labels have changed since.
+            TaskError: If the tiles or their labels have changed since, or one slide is there under
+                two names.
             StoreError: If a store cannot be read.
         """
         refs, folder = named_slides(job), root(job)
@@ -107,6 +114,7 @@ class Sample:
             if part.slides[0].slide_id in self.slides
         ]
         refuse_absent(folder, drawn, parts)
+        refuse_twins(parts)
         said = {"name": self.path.stem, IDENTITY: self.identity.digest}
         return replace(join(parts), sample=said)
 

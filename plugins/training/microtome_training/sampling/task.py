@@ -21,6 +21,7 @@ from microtome.run.job import TaskOutcome
 from microtome.store.atomic import remove, sweep, write_json
 from microtome.store.identity import IDENTITY, Identity, describe, difference, make_identity
 from microtome.store.patches import tile_key
+from microtome_training.changed import tell_edited
 from microtome_training.names import SAMPLES
 from microtome_training.reading import rows_by_slide
 from microtome_training.sampling.drawing import draw, number_patients
@@ -66,6 +67,8 @@ class SampleTask:
         with job.reporter:
             job.reporter.note(f"drawing the sample {name}")
             tiles = read_tiles(job)
+            for note in tell_edited(tiles.slides):
+                job.reporter.note(note)
             hard = _find_hard(tiles, self._config.hard_file)
             identity = self._identify(job, tiles, hard)
             if not job.config.force and _is_there(final, record, identity):

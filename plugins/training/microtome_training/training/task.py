@@ -16,6 +16,7 @@ from microtome.run.planning.budget import cpu_budget
 from microtome.run.progress import duration
 from microtome.store.atomic import write_json
 from microtome.store.identity import Identity, difference, make_identity
+from microtome_training.changed import tell_edited
 from microtome_training.devices import find_device, find_precision
 from microtome_training.names import BEST, CHECKPOINTS, TEST, TRAIN, TRAINING, VAL
 from microtome_training.options.train import TrainConfig
@@ -79,6 +80,8 @@ class TrainTask:
         identity = identify(cohort, config)
         folder = root(job) / TRAINING / name_training(config, asked.label)
         with job.reporter, hold_folder(folder, asked.claims, job.reporter):
+            for note in tell_edited(cohort.tiles.slides):
+                job.reporter.note(note)
             if asked.force:
                 clear(folder)
             done = find_finished(folder, _any_precision(identity, asked.precision))
