@@ -334,7 +334,8 @@ def test_a_column_of_the_tiler_and_an_inspector_is_told_before_the_pixels(
 def test_a_worker_finds_what_a_dead_one_moved_aside(here, monkeypatch):
     final = here / "patches/one.zarr"
     final.rename(aside_path(final))
-    monkeypatch.setattr(runner, "sweep", lambda folder: None)  # that was before the other died
+    # Sweeping was before the other died.
+    monkeypatch.setattr(runner, "sweep", lambda folder, below=False: None)
     monkeypatch.setattr(production, "FeatureScratch", None)
     assert main(f"{RUN} writer=[hdf5,zarr] inspector=pen".split()) == 0
     for store in stores(here):
